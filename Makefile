@@ -1,0 +1,34 @@
+# Every target makes .venv from requirements.lock if it is missing; a second run costs nothing.
+SHELL := /bin/bash
+PY := .venv/bin/python
+DEMO_OUT ?= outputs/demo
+DEMO_ARGS ?= configs/tiny.py --output $(DEMO_OUT)
+# Programs compiled by one test run are read back by the next.
+TEST_ENV := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax
+
+.PHONY: help setup demo test test-all lint clean
+
+help:      ## list the targets
+	@grep -hE '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup:     ## make .venv and install the locked packages
+	@scripts/setup.sh
+
+demo: setup ## photo + camera path -> a video that leaves a place and comes back
+	@$(PY) sample.py $(DEMO_ARGS)
+	@echo "video:  $(DEMO_OUT)/video.mp4"
+	@echo "report: $(DEMO_OUT)/report.html"
+
+test: setup ## the tests, without the slow ones and the comparisons with other packages
+	@$(TEST_ENV) $(PY) -m pytest -q tests $(TEST_ARGS)
+
+test-all:  ## every test, with torch, diffusers and transformers as peers
+	@scripts/setup.sh parity
+	@$(TEST_ENV) $(PY) -m pytest -q -m '' tests $(TEST_ARGS)
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+clean:     ## remove what the targets made, except outputs/ and runs/
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache
