@@ -19,6 +19,7 @@ from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
 from spatia_jax.splat.peel import peel
 from spatia_jax.splat.projection import SplatConfig, pixel_centers, project
+from spatia_jax.splat.stencil import stencil
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +66,8 @@ def rasterize(
     if not ndc.shape[0]:
         none = jnp.full((height, width, config.points_per_pixel), -1, jnp.int32)
         return Fragments(none, none.astype(ndc.dtype), none.astype(ndc.dtype))
-    indices = peel(lax.stop_gradient(ndc), valid, height, width, config)
+    select = stencil if config.algorithm == "stencil" else peel
+    indices = select(lax.stop_gradient(ndc), valid, height, width, config)
     hit = indices >= 0
     chosen = ndc[jnp.maximum(indices, 0)]
     x, y = map(jnp.asarray, pixel_centers(height, width))
