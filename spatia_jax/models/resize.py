@@ -1,8 +1,8 @@
 """Image resizing as two small matrix products, with the sampling rules of the networks that we load.
 
-`jax.image.resize` has no corner-aligned grid and another cubic kernel (a = -0.5), so released weights would see slightly
-different features through it. A product with a constant [out, in] matrix is exact, has a cheap transpose, and is
-what TPUs like best.
+`jax.image.resize` has no corner-aligned grid and another cubic kernel (a = -0.5), so released weights would see
+slightly different features through it. A product with a constant [out, in] matrix is exact, has a cheap transpose,
+and is what TPUs like best.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ Method = Literal["linear", "linear_corners", "cubic"]
 _CUBIC_A = -0.75  # the cubic kernel of OpenCV and of torch.nn.functional.interpolate
 
 
-def resize(images: Float[Array, "b h w c"], height: int, width: int, method: Method = "linear") -> Float[Array, "b y x c"]:
+def resize(
+    images: Float[Array, "b h w c"], height: int, width: int, method: Method = "linear"
+) -> Float[Array, "b y x c"]:
     """Resizes without antialiasing.
 
     Args:
@@ -42,10 +44,8 @@ def resize(images: Float[Array, "b h w c"], height: int, width: int, method: Met
 def _matrix(old: int, new: int, method: Method) -> np.ndarray:
     """[new, old] interpolation weights; every row sums to one, and samples beyond the border repeat it."""
     index = np.arange(new)
-    if method == "linear_corners":
-        source = index * ((old - 1) / max(new - 1, 1))
-    else:
-        source = (index + 0.5) * (old / new) - 0.5
+    corners, edges = index * ((old - 1) / max(new - 1, 1)), (index + 0.5) * (old / new) - 0.5
+    source = corners if method == "linear_corners" else edges
     taps = np.arange(-1, 3)
     floor = np.floor(source).astype(int)
     distance = np.abs(source[:, None] - (floor[:, None] + taps))
