@@ -13,7 +13,7 @@ from spatia_jax.diffusion.flow import (
 )
 from spatia_jax.diffusion.guidance import guided
 from spatia_jax.diffusion.samplers import (
-    Denoise,
+    Denoiser,
     Plan,
     SamplerConfig,
     SamplerState,
@@ -30,7 +30,7 @@ from spatia_jax.diffusion.solvers import SOLVERS, Euler, Solver, UniPC
 __all__ = [
     "SOLVERS",
     "Clean",
-    "Denoise",
+    "Denoiser",
     "Euler",
     "FlowConfig",
     "NoisyLatents",

@@ -6,9 +6,9 @@ every step, so the network always sees them clean.
 
 The scan's body, `step`, is public: a driver that wants to show progress calls it once for each row of the plan,
 
-    plan, state = make_plan(config), init_state(noise, clean=clean, clean_mask=mask)
+    plan, state = make_plan(config), init_state(noise, clean=clean, is_clean=is_clean)
     for row in plan:
-        state = step(denoise, state, row, clean=clean, clean_mask=mask)
+        state = step(denoise, state, row, clean=clean, is_clean=is_clean)
 
 and gets the numbers of `sample`.
 """
@@ -28,17 +28,25 @@ from spatia_jax.diffusion.schedules import Schedule
 from spatia_jax.diffusion.solvers import SOLVERS, Solver
 from spatia_jax.errors import InputError
 
-Denoise = Callable[[Array, Array], Array]
-"""(latents [b, f, p, q, c], timestep [] of 1000) -> the network's output [b, f, p, q, c]."""
+Denoiser = Callable[[Array, Array], Array]
+"""(latents [*b, f, p, q, c], timestep [] of 1000) -> the network's output [*b, f, p, q, c]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """Which solver, how many steps, and the timestep shift of its noise levels. Defaults: the released script."""
+    """How to denoise; the defaults are those of the released script (spec 2.2).
+
+    Attributes:
+        solver: "unipc" or "euler".
+        steps: calls of the network (twice as many with guidance).
+        shift: timestep shift of the noise levels.
+        guidance: scale for `guided`; 1 is none.
+    """
 
     solver: str = "unipc"
     steps: int = 40
     shift: float = 5.0
+    guidance: float = 3.5
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
@@ -76,7 +84,7 @@ class SamplerState:
     """What one step hands to the next.
 
     Attributes:
-        latents: [b, f, p, q, c] float32, the next model input; the answer, after the last step.
+        latents: [*b, f, p, q, c] float32, the next model input; the answer, after the last step.
         anchor: as latents: the sample that the last prediction started from.
         history: ([...], [...]) as latents: the estimates of x0 one and two steps ago.
     """
@@ -99,24 +107,24 @@ def plan_schedule(solver: Solver, schedule: Schedule) -> Plan:
 
 
 def init_state(
-    latents: Float[Array, "b f p q c"],
+    latents: Float[Array, "*b f p q c"],
     *,
-    clean: Float[Array, "#b f p q c"] | None = None,
-    clean_mask: Bool[Array, " f"] | None = None,
+    clean: Float[Array, "*b f p q c"] | None = None,
+    is_clean: Bool[Array, " f"] | None = None,
 ) -> SamplerState:
     """Start from noise, with the given frames in place."""
-    latents = _put_back(latents.astype(jnp.float32), clean, clean_mask)
+    latents = _put_back(latents.astype(jnp.float32), clean, is_clean)
     return SamplerState(latents, latents, (jnp.zeros_like(latents), jnp.zeros_like(latents)))
 
 
 def step(
-    denoise: Denoise,
+    denoise: Denoiser,
     state: SamplerState,
     row: Plan,
     *,
     parametrization: Parametrization = Velocity(),
-    clean: Float[Array, "#b f p q c"] | None = None,
-    clean_mask: Bool[Array, " f"] | None = None,
+    clean: Float[Array, "*b f p q c"] | None = None,
+    is_clean: Bool[Array, " f"] | None = None,
 ) -> SamplerState:
     """One denoising step (solvers.py, equations 1 and 2)."""
     output = denoise(state.latents, row.timestep).astype(jnp.float32)
@@ -124,18 +132,18 @@ def step(
     last, before = state.history
     anchor = _combine(row.corrector, state.latents, state.anchor, estimate, last, before)
     latents = _combine(row.predictor, anchor, estimate, last)
-    return SamplerState(_put_back(latents, clean, clean_mask), anchor, (estimate, last))
+    return SamplerState(_put_back(latents, clean, is_clean), anchor, (estimate, last))
 
 
 def sample(
-    denoise: Denoise,
-    latents: Float[Array, "b f p q c"],
+    denoise: Denoiser,
+    latents: Float[Array, "*b f p q c"],
     plan: Plan | SamplerConfig,
     *,
     parametrization: Parametrization = Velocity(),
-    clean: Float[Array, "#b f p q c"] | None = None,
-    clean_mask: Bool[Array, " f"] | None = None,
-) -> Float[Array, "b f p q c"]:
+    clean: Float[Array, "*b f p q c"] | None = None,
+    is_clean: Bool[Array, " f"] | None = None,
+) -> Float[Array, "*b f p q c"]:
     """Denoise `latents` from noise to data in one `lax.scan`.
 
     Args:
@@ -143,8 +151,8 @@ def sample(
         latents: the starting noise, unit normal.
         plan: a SamplerConfig, or a plan made by `make_plan` or `plan_schedule`.
         parametrization: what the network's output means.
-        clean: latents that hold the given frames; read only where `clean_mask` is true.
-        clean_mask: which latent frames are given.
+        clean: latents that hold the given frames; read only where `is_clean` is true.
+        is_clean: which latent frames are given.
 
     Returns:
         Latents in float32, the given frames as given.
@@ -152,25 +160,24 @@ def sample(
     plan = make_plan(plan) if isinstance(plan, SamplerConfig) else plan
 
     def body(state: SamplerState, row: Plan) -> tuple[SamplerState, None]:
-        return step(denoise, state, row, parametrization=parametrization, clean=clean, clean_mask=clean_mask), None
+        return step(denoise, state, row, parametrization=parametrization, clean=clean, is_clean=is_clean), None
 
-    state, _ = jax.lax.scan(body, init_state(latents, clean=clean, clean_mask=clean_mask), plan)
+    state, _ = jax.lax.scan(body, init_state(latents, clean=clean, is_clean=is_clean), plan)
     return state.latents
 
 
-def frame_timesteps(timestep: Float[Array, ""], clean_mask: Bool[Array, " f"], batch: int) -> Float[Array, "b f"]:
+def frame_timesteps(timestep: Float[Array, ""], is_clean: Bool[Array, " f"]) -> Float[Array, " f"]:
     """What a network is told of each latent frame: `timestep`, but 0 where the frame is given."""
-    timesteps = jnp.where(clean_mask, 0.0, timestep)
-    return jnp.broadcast_to(timesteps, (batch, *timesteps.shape))
+    return jnp.where(is_clean, 0.0, timestep)
 
 
 def _combine(weights: Array, *arrays: Array) -> Array:
     return sum(weights[i] * array for i, array in enumerate(arrays))
 
 
-def _put_back(latents: Array, clean: Array | None, clean_mask: Array | None) -> Array:
-    if (clean is None) != (clean_mask is None):
-        raise InputError("clean and clean_mask go together: give both or neither")
+def _put_back(latents: Array, clean: Array | None, is_clean: Array | None) -> Array:
+    if (clean is None) != (is_clean is None):
+        raise InputError("clean and is_clean go together: give both or neither")
     if clean is None:
         return latents
-    return jnp.where(clean_mask[:, None, None, None], clean.astype(latents.dtype), latents)
+    return jnp.where(is_clean[:, None, None, None], clean.astype(latents.dtype), latents)

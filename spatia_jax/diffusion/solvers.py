@@ -40,7 +40,7 @@ class Solver(Protocol):
     def schedule(self, steps: int, shift: float) -> Schedule:
         """The noise levels that this solver is used with."""
 
-    def tables(self, sigmas: Float[np.ndarray, " n+1"]) -> tuple[np.ndarray, np.ndarray]:
+    def tables(self, sigmas: Float[np.ndarray, " levels"]) -> tuple[np.ndarray, np.ndarray]:
         """Corrector [n, 5] and predictor [n, 3] for equations (1) and (2)."""
 
 
@@ -51,7 +51,7 @@ class Euler:
     def schedule(self, steps: int, shift: float) -> Schedule:
         return euler_schedule(steps, shift)
 
-    def tables(self, sigmas: Float[np.ndarray, " n+1"]) -> tuple[np.ndarray, np.ndarray]:
+    def tables(self, sigmas: Float[np.ndarray, " levels"]) -> tuple[np.ndarray, np.ndarray]:
         sigmas = np.asarray(sigmas, np.float64)
         ratio = sigmas[1:] / sigmas[:-1]
         return np.tile(_KEEP_X, (len(ratio), 1)), np.stack([ratio, 1 - ratio, np.zeros_like(ratio)], axis=1)
@@ -64,7 +64,7 @@ class UniPC:
     def schedule(self, steps: int, shift: float) -> Schedule:
         return unipc_schedule(steps, shift)
 
-    def tables(self, sigmas: Float[np.ndarray, " n+1"]) -> tuple[np.ndarray, np.ndarray]:
+    def tables(self, sigmas: Float[np.ndarray, " levels"]) -> tuple[np.ndarray, np.ndarray]:
         sigmas = np.asarray(sigmas, np.float64)
         steps = len(sigmas) - 1
         with np.errstate(divide="ignore"):  # the last level is 0: lambda is infinite, and equation (3) gives m0
