@@ -1,0 +1,310 @@
+"""Causal video autoencoder: 1 + 4n frames to 1 + n latent frames and back (Wan2.2-VAE "38"; spec 2.8).
+
+A clip goes through in one call (`encode`, `decode`), or frame group by frame group in constant memory with the same numbers
+(`encode_streaming`, `decode_streaming`). Nothing depends on later frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+from jaxtyping import Float
+
+from spatia_jax.errors import InputError
+from spatia_jax.models.autoencoder_layers import (
+    CausalConv,
+    Downsample,
+    MiddleBlocks,
+    ResidualBlock,
+    RMSNorm,
+    Stream,
+    Upsample,
+    average_down,
+    duplicate_up,
+)
+
+# fmt: off
+RELEASED_MEAN = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098,
+    0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502, -0.2055, -0.0322, 0.1109, 0.1567,
+    -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957,
+    0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)
+RELEASED_STD = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454,
+    0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999,
+    0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444,
+    0.4089, 0.7468, 0.7744,
+)
+# fmt: on
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of the autoencoder; the defaults are the released Wan2.2-VAE.
+
+    Attributes:
+        dim, dec_dim: width unit of encoder and decoder.
+        z_dim: latent channels.
+        dim_mult: width of each encoder stage in units of `dim`, finest first; the decoder has them in reverse in units of
+            `dec_dim`. All stages but the last halve height and width.
+        num_res_blocks: residual blocks of an encoder stage; a decoder stage has one more.
+        temporal_downsample: for each stage but the last, whether it halves the number of frames too.
+        patch_size: side of the pixel squares that become channels before the first convolution.
+        latent_mean, latent_std: [z_dim] statistics that normalise the latents. When not given: the released ones at 48
+            channels, else 0 and 1.
+    """
+
+    dim: int = 160
+    dec_dim: int = 256
+    z_dim: int = 48
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    patch_size: int = 2
+    latent_mean: tuple[float, ...] | None = None
+    latent_std: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        released = self.z_dim == len(RELEASED_MEAN)
+        if self.latent_mean is None:
+            object.__setattr__(self, "latent_mean", RELEASED_MEAN if released else (0.0,) * self.z_dim)
+        if self.latent_std is None:
+            object.__setattr__(self, "latent_std", RELEASED_STD if released else (1.0,) * self.z_dim)
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise InputError(
+                f"temporal_downsample has {len(self.temporal_downsample)} entries; dim_mult {self.dim_mult} asks for"
+                f" {len(self.dim_mult) - 1}, one for each stage but the last"
+            )
+        if not len(self.latent_mean) == len(self.latent_std) == self.z_dim:
+            raise InputError(
+                f"latent_mean and latent_std have {len(self.latent_mean)} and {len(self.latent_std)} entries; z_dim asks for"
+                f" {self.z_dim}"
+            )
+        for inputs, outputs, time, space in _encoder_stages(self):
+            if inputs * time * space**2 % outputs:
+                raise InputError(
+                    f"dim_mult {self.dim_mult}: a stage from {inputs} to {outputs} channels has no average-pool shortcut;"
+                    f" its width must divide {inputs * time * space**2}"
+                )
+        for inputs, outputs, time, space in _decoder_stages(self)[:-1]:
+            if outputs * time * space**2 % inputs:
+                raise InputError(
+                    f"dim_mult {self.dim_mult}: a decoder stage from {inputs} to {outputs} channels has no duplicating"
+                    f" shortcut; {outputs * time * space**2} must be a multiple of {inputs}"
+                )
+
+    @property
+    def time_factor(self) -> int:
+        """Frames for each latent frame after the first."""
+        return 2 ** sum(self.temporal_downsample)
+
+    @property
+    def space_factor(self) -> int:
+        """Pixels for each latent row and column."""
+        return self.patch_size * 2 ** len(self.temporal_downsample)
+
+
+def _encoder_stages(config: AutoencoderConfig) -> list[tuple[int, int, int, int]]:
+    """(inputs, outputs, time factor, space factor) of each stage, in the order of the computation."""
+    widths = [config.dim * m for m in (1, *config.dim_mult)]
+    factors = [(2 if temporal else 1, 2) for temporal in config.temporal_downsample] + [(1, 1)]
+    return [(i, o, *factor) for i, o, factor in zip(widths, widths[1:], factors, strict=False)]
+
+
+def _decoder_stages(config: AutoencoderConfig) -> list[tuple[int, int, int, int]]:
+    widths = [config.dec_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
+    factors = [(2 if temporal else 1, 2) for temporal in reversed(config.temporal_downsample)] + [(1, 1)]
+    return [(i, o, *factor) for i, o, factor in zip(widths, widths[1:], factors, strict=False)]
+
+
+def patchify(video: Float[Array, "b t h w c"], size: int) -> Float[Array, "b t p q d"]:
+    """Squares of `size` pixels become channels, in the order colour, column, row."""
+    b, t, h, w, c = video.shape
+    squares = video.reshape(b, t, h // size, size, w // size, size, c)
+    return squares.transpose(0, 1, 2, 4, 6, 5, 3).reshape(b, t, h // size, w // size, c * size**2)
+
+
+def unpatchify(patches: Float[Array, "b t p q d"], size: int) -> Float[Array, "b t h w c"]:
+    """Inverse of `patchify`."""
+    b, t, p, q, d = patches.shape
+    squares = patches.reshape(b, t, p, q, d // size**2, size, size)
+    return squares.transpose(0, 1, 2, 6, 3, 5, 4).reshape(b, t, p * size, q * size, d // size**2)
+
+
+def _residual_blocks(inputs: int, outputs: int, count: int, rngs: nnx.Rngs) -> list[ResidualBlock]:
+    return [ResidualBlock(inputs if i == 0 else outputs, outputs, rngs=rngs) for i in range(count)]
+
+
+class EncoderStage(nnx.Module):
+    """Residual blocks and downsampling, beside an average-pool shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, time: int, space: int, num_blocks: int, *, rngs: nnx.Rngs):
+        self.outputs, self.time, self.space = outputs, time, space
+        self.blocks = nnx.data(_residual_blocks(inputs, outputs, num_blocks, rngs))
+        self.resample = Downsample(outputs, time == 2, rngs=rngs) if space == 2 else None
+
+    def __call__(self, frames: Array, stream: Stream) -> Array:
+        shortcut = average_down(frames, self.outputs, self.time, self.space)
+        for block in self.blocks:
+            frames = block(frames, stream)
+        return shortcut + (frames if self.resample is None else self.resample(frames, stream))
+
+
+class DecoderStage(nnx.Module):
+    """Residual blocks and upsampling, beside a duplicating shortcut; the last stage has neither of the two."""
+
+    def __init__(self, inputs: int, outputs: int, time: int, space: int, num_blocks: int, *, rngs: nnx.Rngs):
+        self.outputs, self.time, self.space = outputs, time, space
+        self.blocks = nnx.data(_residual_blocks(inputs, outputs, num_blocks, rngs))
+        self.resample = Upsample(outputs, time == 2, rngs=rngs) if space == 2 else None
+
+    def __call__(self, frames: Array, stream: Stream) -> Array:
+        entered = frames
+        for block in self.blocks:
+            frames = block(frames, stream)
+        if self.resample is None:
+            return frames
+        shortcut = duplicate_up(entered, self.outputs, self.time, self.space, at_start=stream.at_start)
+        return shortcut + self.resample(frames, stream)
+
+
+class Encoder(nnx.Module):
+    """Patches [b, t, h/s, w/s, 3 s^2] to features [b, f, p, q, 2 z_dim]."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        stages = _encoder_stages(config)
+        width = stages[-1][1]
+        self.conv_in = CausalConv(3 * config.patch_size**2, config.dim, rngs=rngs)
+        self.stages = nnx.data([EncoderStage(*stage, config.num_res_blocks, rngs=rngs) for stage in stages])
+        self.middle = MiddleBlocks(width, rngs=rngs)
+        self.norm_out = RMSNorm(width)
+        self.conv_out = CausalConv(width, 2 * config.z_dim, rngs=rngs)
+
+    def __call__(self, patches: Array, stream: Stream) -> Array:
+        frames = self.conv_in(patches, stream)
+        for stage in self.stages:
+            frames = stage(frames, stream)
+        frames = self.middle(frames, stream)
+        return self.conv_out(jax.nn.silu(self.norm_out(frames)), stream)
+
+
+class Decoder(nnx.Module):
+    """Features [b, f, p, q, z_dim] to patches [b, t, h/s, w/s, 3 s^2]."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        stages = _decoder_stages(config)
+        width = stages[-1][1]
+        self.conv_in = CausalConv(config.z_dim, stages[0][0], rngs=rngs)
+        self.middle = MiddleBlocks(stages[0][0], rngs=rngs)
+        self.stages = nnx.data([DecoderStage(*stage, config.num_res_blocks + 1, rngs=rngs) for stage in stages])
+        self.norm_out = RMSNorm(width)
+        self.conv_out = CausalConv(width, 3 * config.patch_size**2, rngs=rngs)
+
+    def __call__(self, features: Array, stream: Stream) -> Array:
+        frames = self.middle(self.conv_in(features, stream), stream)
+        for stage in self.stages:
+            frames = stage(frames, stream)
+        return self.conv_out(jax.nn.silu(self.norm_out(frames)), stream)
+
+
+class Autoencoder(nnx.Module):
+    """Video in [-1, 1] to normalised latents and back.
+
+    One latent frame holds the first frame, each further one the next `config.time_factor` frames.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.to_moments = nnx.Linear(2 * config.z_dim, 2 * config.z_dim, rngs=rngs)
+        self.from_latents = nnx.Linear(config.z_dim, config.z_dim, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f p q z"]:
+        """Normalised mean latents of a whole video of 1 + n * time_factor frames in [-1, 1].
+
+        Raises:
+            InputError: the size is not a multiple of `space_factor`, or the number of frames does not fit.
+        """
+        return self.normalize(self.encode_moments(video)[0])
+
+    def encode_moments(self, video: Float[Array, "b t h w 3"]) -> tuple[Array, Array]:
+        """Mean and log-variance [b, f, p, q, z] of the latents as the network gives them, not normalised (for training)."""
+        self._check_video(video)
+        moments, _ = self._encode(video, None)
+        return tuple(jnp.split(moments, 2, axis=-1))
+
+    def decode(self, latents: Float[Array, "b f p q z"]) -> Float[Array, "b t h w 3"]:
+        """Video of 1 + (f - 1) * time_factor frames from normalised latents; not clamped to [-1, 1]."""
+        return self.decode_chunk(latents, None)[0]
+
+    def encode_chunk(self, video: Float[Array, "b t h w 3"], carry: list[Array] | None) -> tuple[Array, list[Array]]:
+        """Encodes the next frames of a video: with `carry` None its first 1 + n * time_factor, later n * time_factor.
+
+        Returns:
+            Normalised latents [b, n, p, q, z] ([b, 1 + n, ...] at the start), and the carry for the next chunk.
+        """
+        moments, carry = self._encode(video, carry)
+        return self.normalize(jnp.split(moments, 2, axis=-1)[0]), carry
+
+    def decode_chunk(self, latents: Float[Array, "b f p q z"], carry: list[Array] | None) -> tuple[Array, list[Array]]:
+        """Decodes the next latent frames of a video; `carry` is None at its first.
+
+        Returns:
+            Frames [b, f * time_factor, h, w, 3] (time_factor - 1 fewer at the start), and the carry for the next chunk.
+        """
+        stream = Stream(carry)
+        patches = self.decoder(self.from_latents(self.denormalize(latents)), stream)
+        return unpatchify(patches, self.config.patch_size), stream.carry
+
+    def encode_streaming(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f p q z"]:
+        """`encode` with the activations of only `time_factor` frames in memory at a time."""
+        self._check_video(video)
+        latents, carry = self.encode_chunk(video[:, :1], None)
+        return self._scan(self.encode_chunk, latents, carry, video[:, 1:], self.config.time_factor)
+
+    def decode_streaming(self, latents: Float[Array, "b f p q z"]) -> Float[Array, "b t h w 3"]:
+        """`decode` with the activations of only one latent frame in memory at a time."""
+        video, carry = self.decode_chunk(latents[:, :1], None)
+        return self._scan(self.decode_chunk, video, carry, latents[:, 1:], 1)
+
+    def normalize(self, latents: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
+        """Latents of the network to zero mean and unit variance by the statistics of the config."""
+        return (latents - jnp.asarray(self.config.latent_mean)) / jnp.asarray(self.config.latent_std)
+
+    def denormalize(self, latents: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
+        """Inverse of `normalize`."""
+        return latents * jnp.asarray(self.config.latent_std) + jnp.asarray(self.config.latent_mean)
+
+    def _encode(self, video: Array, carry: list[Array] | None) -> tuple[Array, list[Array]]:
+        stream = Stream(carry)
+        return self.to_moments(self.encoder(patchify(video, self.config.patch_size), stream)), stream.carry
+
+    @staticmethod
+    def _scan(step, first: Array, carry: list[Array], rest: Array, size: int) -> Array:
+        """Runs `step` over the groups of `size` frames in `rest`; returns its outputs behind `first`."""
+        groups = rest.reshape(rest.shape[0], -1, size, *rest.shape[2:]).swapaxes(0, 1)
+
+        def body(carry, group):
+            out, carry = step(group, carry)
+            return carry, out
+
+        _, outputs = lax.scan(body, carry, groups)
+        outputs = outputs.swapaxes(0, 1)
+        count = math.prod(outputs.shape[1:3])
+        return jnp.concatenate([first, outputs.reshape(first.shape[0], count, *first.shape[2:])], axis=1)
+
+    def _check_video(self, video: Array) -> None:
+        _, t, h, w, _ = video.shape
+        time, space = self.config.time_factor, self.config.space_factor
+        if t % time != 1 % time or h % space or w % space:
+            raise InputError(
+                f"video of {t} frames, {h} x {w} pixels: the autoencoder takes 1 + {time} n frames, and height and width in"
+                f" multiples of {space}"
+            )
