@@ -59,6 +59,13 @@ class Projection:
         return self.depth <= 0
 
 
+def _selector(config: SplatConfig, num_points: int, num_pixels: int):
+    """The algorithm to use: scattering is fast on CPU, and the stencil pays off once its cells are half full."""
+    if config.algorithm == "auto":
+        return peel if jax.default_backend() == "cpu" and 2 * num_points < num_pixels else stencil
+    return {"peel": peel, "stencil": stencil}[config.algorithm]
+
+
 def rasterize(
     ndc: Float[Array, "n 3"], valid: Bool[Array, "n"], height: int, width: int, config: SplatConfig
 ) -> Fragments:
@@ -66,8 +73,7 @@ def rasterize(
     if not ndc.shape[0]:
         none = jnp.full((height, width, config.points_per_pixel), -1, jnp.int32)
         return Fragments(none, none.astype(ndc.dtype), none.astype(ndc.dtype))
-    select = stencil if config.algorithm == "stencil" else peel
-    indices = select(lax.stop_gradient(ndc), valid, height, width, config)
+    indices = _selector(config, ndc.shape[0], height * width)(lax.stop_gradient(ndc), valid, height, width, config)
     hit = indices >= 0
     chosen = ndc[jnp.maximum(indices, 0)]
     x, y = map(jnp.asarray, pixel_centers(height, width))
