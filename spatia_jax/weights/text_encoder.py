@@ -1,0 +1,83 @@
+"""UMT5 encoder weights in the layout of Wan's `models_t5_umt5-xxl-enc` to our parameters and back.
+
+One official tensor a parameter, a layer each; ours stack the layers and keep matrices as [inputs, outputs].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from spatia_jax.errors import InputError
+from spatia_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+
+_TOP = {
+    ("embedding", "embedding"): "token_embedding.weight",
+    ("norm", "scale"): "norm.weight",
+}
+_BLOCK = {
+    ("norm1", "scale"): "norm1.weight",
+    ("attention", "q", "kernel"): "attn.q.weight",
+    ("attention", "k", "kernel"): "attn.k.weight",
+    ("attention", "v", "kernel"): "attn.v.weight",
+    ("attention", "o", "kernel"): "attn.o.weight",
+    ("attention", "position_bias"): "pos_embedding.embedding.weight",
+    ("norm2", "scale"): "norm2.weight",
+    ("ffn", "gate", "kernel"): "ffn.gate.0.weight",
+    ("ffn", "up", "kernel"): "ffn.fc1.weight",
+    ("ffn", "down", "kernel"): "ffn.fc2.weight",
+}
+
+
+def from_official(config: TextEncoderConfig, tensors: dict[str, np.ndarray]) -> nnx.State:
+    """Parameters of `TextEncoder(config)` from the tensors of a released file; their dtype is kept.
+
+    Raises:
+        InputError: a tensor is missing, unknown, or has another shape than `config` implies.
+    """
+    tensors, loaded = dict(tensors), []
+    for path, leaf in nnx.to_flat_state(abstract_params(config)):
+        layers = [tensors.pop(key, None) for key in _keys(path, config)]
+        if any(layer is None for layer in layers):
+            raise InputError(f"text encoder weights: tensor {_keys(path, config)[0]} or a later layer's is missing")
+        layers = [layer.T for layer in layers] if path[-1] == "kernel" else layers
+        value = _stack(layers) if path[0] == "blocks" else layers[0]
+        if value.shape != leaf.shape:
+            raise InputError(
+                f"text encoder weights: {'.'.join(path)} has shape {value.shape}, the config asks for {leaf.shape}"
+            )
+        loaded.append((path, leaf.replace(value)))
+    if tensors:
+        raise InputError(
+            f"text encoder weights: {len(tensors)} tensors are not part of this config, the first is {min(tensors)}"
+        )
+    return nnx.from_flat_state(loaded)
+
+
+def to_official(config: TextEncoderConfig, params: nnx.State) -> dict[str, Any]:
+    """The inverse of `from_official`, exactly."""
+    tensors = {}
+    for path, leaf in nnx.to_flat_state(params):
+        value = leaf[...]
+        layers = value if path[0] == "blocks" else [value]
+        for key, layer in zip(_keys(path, config), layers, strict=True):
+            tensors[key] = layer.T if path[-1] == "kernel" else layer
+    return tensors
+
+
+def abstract_params(config: TextEncoderConfig) -> nnx.State:
+    """Shapes and dtypes of the parameters; nothing is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0))))[1]
+
+
+def _keys(path: tuple[str, ...], config: TextEncoderConfig) -> list[str]:
+    """Official names of one of our parameters: one, or one a layer."""
+    if path[0] != "blocks":
+        return [_TOP[path]]
+    return [f"blocks.{i}.{_BLOCK[path[1:]]}" for i in range(config.num_layers)]
+
+
+def _stack(layers: list[Any]) -> Any:
+    return layers[0].__array_namespace__().stack(layers)  # numpy stays in host memory; traced arrays stay traced
