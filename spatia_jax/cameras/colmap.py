@@ -62,7 +62,7 @@ def write(path: Path, cameras: Cameras, image_size: tuple[int, int] | None) -> N
     if image_size is None:
         raise InputError(f"{path}: COLMAP has intrinsics in pixels; pass image_size=(height, width)")
     height, width = image_size
-    pixels = np.asarray(cameras.pixel_intrinsics(height, width), np.float64) + [0, 0, _PIXEL_CENTER, _PIXEL_CENTER]
+    pixels = parsing.pixel_intrinsics(np.asarray(cameras.intrinsics), image_size, _PIXEL_CENTER)
     cameras_txt, images_txt = [], []
     for i, (k, pose) in enumerate(zip(pixels, np.asarray(cameras.as_se3().wxyz_xyz), strict=True), start=1):
         cameras_txt.append(f"{i} PINHOLE {width} {height} {' '.join(f'{x:.12g}' for x in k)}\n")

@@ -1,7 +1,7 @@
 """Camera files of other programs, read and written.
 
-One function reads, `read_cameras`, one writes, `write_cameras`, and a table, `FORMATS`, holds what they know. Each entry
-names its convention. Nothing can tell a camera-to-world matrix from a world-to-camera one, so nothing here guesses: the
+One function reads, `read_cameras`, one writes, `write_cameras`, and a table, `FORMATS`, holds what they know and names
+each convention. Nothing can tell a camera-to-world matrix from a world-to-camera one, so nothing here guesses: the
 format decides.
 """
 
@@ -144,7 +144,7 @@ def _row(values: np.ndarray | Sequence[float]) -> str:
     return " ".join(f"{float(x):.12g}" for x in values)
 
 
-# Spatia release: w2c.txt and intrinsics.txt ----------------------------------------------------------------------------
+# Spatia release: w2c.txt and intrinsics.txt -------------------------------------------------------
 
 
 def _spatia_file(path: Path) -> Path:
@@ -171,7 +171,7 @@ def _write_spatia(path: Path, cameras: Cameras, image_size: ImageSize) -> None:
     parsing.write_text(path, "".join(f"{matrix}\n" for matrix in matrices))
 
 
-# RealEstate10K: address of the video, then timestamp, intrinsics, 0 0, pose ---------------------------------------------
+# RealEstate10K: address of the video, then timestamp, intrinsics, 0 0, pose -----------------------
 
 
 def _read_realestate10k(path: Path, image_size: ImageSize) -> Poses:
@@ -192,7 +192,7 @@ def _write_realestate10k(path: Path, cameras: Cameras, image_size: ImageSize) ->
     parsing.write_text(path, "https://unknown\n" + "".join(lines))
 
 
-# 7-Scenes: a folder of frame-N.pose.txt, camera-to-world, and camera-intrinsics.txt in pixels ---------------------------
+# 7-Scenes: a folder of frame-N.pose.txt, camera-to-world, and camera-intrinsics.txt in pixels -----
 
 
 def _read_seven_scenes(path: Path, image_size: ImageSize) -> Poses:
@@ -222,7 +222,7 @@ def _write_seven_scenes(path: Path, cameras: Cameras, image_size: ImageSize) -> 
         raise InputError(f"{path}: 7-Scenes holds one set of intrinsics, but these cameras zoom")
     if image_size is None:
         raise InputError(f"{path}: 7-Scenes intrinsics are in pixels; pass image_size=(height, width)")
-    fx, fy, cx, cy = np.asarray(cameras[0].pixel_intrinsics(*image_size))
+    fx, fy, cx, cy = parsing.pixel_intrinsics(intrinsics[0], image_size, 0.0)
     rows = ([fx, 0, cx], [0, fy, cy], [0, 0, 1])
     parsing.write_text(path / "camera-intrinsics.txt", "".join(_row(row) + "\n" for row in rows))
     for i, pose in enumerate(parsing.inverse(np.asarray(cameras.cam_from_world, np.float64))):
@@ -230,7 +230,7 @@ def _write_seven_scenes(path: Path, cameras: Cameras, image_size: ImageSize) -> 
         parsing.write_text(path / f"frame-{i:06d}.pose.txt", "".join(_row(row) + "\n" for row in rows))
 
 
-# TUM: timestamp, camera-to-world as translation and quaternion (x y z w) ------------------------------------------------
+# TUM: timestamp, camera-to-world as translation and quaternion (x y z w) --------------------------
 
 
 def _read_tum(path: Path, image_size: ImageSize) -> Poses:

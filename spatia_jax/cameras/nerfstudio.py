@@ -1,6 +1,6 @@
 """transforms.json of instant-ngp and nerfstudio: camera-to-world, OpenGL axes, intrinsics in pixels.
 
-Frames keep the order of the file. Poses are taken as they are; neither `applied_transform` nor `applied_scale` is undone.
+Frames keep the order of the file. Poses are taken as they are; `applied_transform` and `applied_scale` are not undone.
 """
 
 from __future__ import annotations
@@ -42,16 +42,15 @@ def write(path: Path, cameras: Cameras, image_size: tuple[int, int] | None) -> N
     if image_size is None:
         raise InputError(f"{path}: transforms.json has intrinsics in pixels; pass image_size=(height, width)")
     height, width = image_size
-    pixels = np.asarray(cameras.pixel_intrinsics(height, width), np.float64) + [0, 0, _PIXEL_CENTER, _PIXEL_CENTER]
+    pixels = parsing.pixel_intrinsics(np.asarray(cameras.intrinsics), image_size, _PIXEL_CENTER)
+    poses = np.asarray(to_world_from_cam(cameras, OPENGL), np.float64)
     frames = [
         {
             "file_path": f"images/{i:06d}.png",
             **dict(zip(("fl_x", "fl_y", "cx", "cy"), k.tolist(), strict=True)),
             "transform_matrix": [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]],
         }
-        for i, (k, pose) in enumerate(
-            zip(pixels, np.asarray(to_world_from_cam(cameras, OPENGL), np.float64), strict=True)
-        )
+        for i, (k, pose) in enumerate(zip(pixels, poses, strict=True))
     ]
     content = {"camera_model": "PINHOLE", "w": width, "h": height, "frames": frames}
     parsing.write_text(_file(path), json.dumps(content, indent=1))

@@ -49,10 +49,8 @@ def data_lines(path: Path) -> list[tuple[str, str]]:
 
     Raises: InputError if there are none.
     """
-    numbered = enumerate(read_text(path).splitlines(), start=1)
-    lines = [
-        (f"{path}:{n}", line.strip()) for n, line in numbered if line.strip() and not line.lstrip().startswith("#")
-    ]
+    numbered = enumerate(map(str.strip, read_text(path).splitlines()), start=1)
+    lines = [(f"{path}:{n}", line) for n, line in numbered if line and not line.startswith("#")]
     if not lines:
         raise InputError(f"{path}: is empty, expected cameras")
     return lines
@@ -149,8 +147,15 @@ def normalise_intrinsics(pixels: np.ndarray, image_size: Sequence[int], pixel_ce
         raise InputError(f"{where}: an image of height {height} and width {width}, expected both above 0")
     if 0 < max(pixels[:2]) <= LARGEST_NORMALISED:
         raise InputError(f"{where}: focal lengths {pixels[0]:g}, {pixels[1]:g} look normalised, expected pixels")
-    shifted = pixels + np.array([0, 0, 0.5, 0.5]) - np.array([0, 0, pixel_center, pixel_center])
-    return check_intrinsics(shifted / np.array([width, height, width, height]), where)
+    shift = 0.5 - pixel_center
+    return check_intrinsics((pixels + np.array([0, 0, shift, shift])) / np.array([width, height, width, height]), where)
+
+
+def pixel_intrinsics(normalised: np.ndarray, image_size: Sequence[int], pixel_center: float) -> np.ndarray:
+    """The inverse of `normalise_intrinsics`, for [..., 4]."""
+    height, width = image_size
+    shift = 0.5 - pixel_center
+    return normalised * np.array([width, height, width, height], np.float64) - np.array([0, 0, shift, shift])
 
 
 def parse_json(text: str, where: str) -> object:
