@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
-from spatia_jax.errors import InputError
 from spatia_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from spatia_jax.weights.transformer import check_tensors
 
 _TOP = {
     ("embedding", "embedding"): "token_embedding.weight",
@@ -37,22 +38,14 @@ def from_official(config: TextEncoderConfig, tensors: dict[str, np.ndarray]) -> 
     Raises:
         InputError: a tensor is missing, unknown, or has another shape than `config` implies.
     """
-    tensors, loaded = dict(tensors), []
-    for path, leaf in nnx.to_flat_state(abstract_params(config)):
-        layers = [tensors.pop(key, None) for key in _keys(path, config)]
-        if any(layer is None for layer in layers):
-            raise InputError(f"text encoder weights: tensor {_keys(path, config)[0]} or a later layer's is missing")
-        layers = [layer.T for layer in layers] if path[-1] == "kernel" else layers
-        value = _stack(layers) if path[0] == "blocks" else layers[0]
-        if value.shape != leaf.shape:
-            raise InputError(
-                f"text encoder weights: {'.'.join(path)} has shape {value.shape}, the config asks for {leaf.shape}"
-            )
+    abstract = abstract_params(config)
+    check_tensors("text encoder", tensors, jax.eval_shape(lambda params: to_official(config, params), abstract))
+    loaded = []
+    for path, leaf in nnx.to_flat_state(abstract):
+        layers = [tensors[key].T if path[-1] == "kernel" else tensors[key] for key in _keys(path, config)]
+        # Stack where the tensors live: on the host for numpy arrays, traced for tracers.
+        value = layers[0].__array_namespace__().stack(layers) if path[0] == "blocks" else layers[0]
         loaded.append((path, leaf.replace(value)))
-    if tensors:
-        raise InputError(
-            f"text encoder weights: {len(tensors)} tensors are not part of this config, the first is {min(tensors)}"
-        )
     return nnx.from_flat_state(loaded)
 
 
@@ -77,7 +70,3 @@ def _keys(path: tuple[str, ...], config: TextEncoderConfig) -> list[str]:
     if path[0] != "blocks":
         return [_TOP[path]]
     return [f"blocks.{i}.{_BLOCK[path[1:]]}" for i in range(config.num_layers)]
-
-
-def _stack(layers: list[Any]) -> Any:
-    return layers[0].__array_namespace__().stack(layers)  # numpy stays in host memory; traced arrays stay traced

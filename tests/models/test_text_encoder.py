@@ -74,7 +74,7 @@ def test_golden_names_and_shapes_of_the_released_file(golden_dir):
     ("change", "message"),
     [
         (lambda t: t.pop("blocks.1.attn.k.weight"), "missing"),
-        (lambda t: t.update(extra=np.zeros(2)), "first is extra"),
+        (lambda t: t.update(extra=np.zeros(2)), "first 'extra'"),
         (lambda t: t.update({"norm.weight": np.zeros(3)}), "shape"),
     ],
 )
