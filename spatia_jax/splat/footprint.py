@@ -7,6 +7,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from spatia_jax.sorting import stable_argsort
+
 NONE = np.int32(2**31 - 1)  # the rank of no point: behind every point
 
 
@@ -39,26 +41,8 @@ def cells(
 
 
 def depth_order(depth: Float[Array, "n"], keep: Bool[Array, "n"]) -> Int[Array, "n"]:
-    """Indices of points by (depth, index), those not kept last.
-
-    A stable argsort of non-negative floats, as a radix sort: each pass sorts words of (some bits of depth, position).
-    XLA sorts one array of words on CPU seven times faster than it sorts keys with a payload. Depths of one scene
-    differ in few of their bits, and the passes end where they agree.
-    """
-    n = depth.shape[0]
-    position_bits = max(n - 1, 1).bit_length()
-    digit_bits = 32 - position_bits
-    bits = lax.bitcast_convert_type(depth + 0.0, jnp.uint32)  # + 0.0 makes -0.0 a 0.0
+    """Indices of points by (depth, index), those not kept last. Kept depths are not negative."""
+    bits = lax.bitcast_convert_type(depth + 0.0, jnp.uint32)  # ordered like the floats; + 0.0 makes -0.0 a 0.0
     lowest = jnp.min(bits, where=keep, initial=np.uint32(2**31))
-    highest = jnp.max(bits, where=keep, initial=lowest) - lowest + 1
-    key = jnp.where(keep, bits - lowest, highest)
-    position = jnp.arange(n, dtype=jnp.uint32)
-
-    def one_digit(state):
-        shift, order = state
-        digit = (key[order] >> shift) & np.uint32(2**digit_bits - 1)
-        words = lax.sort((digit << position_bits) | position)
-        return shift + np.uint32(digit_bits), order[(words & np.uint32(2**position_bits - 1)).astype(jnp.int32)]
-
-    start = np.uint32(0), jnp.arange(n, dtype=jnp.int32)
-    return lax.while_loop(lambda state: (highest >> state[0]) > 0, one_digit, start)[1]
+    highest = jnp.max(bits, where=keep, initial=lowest)
+    return stable_argsort(jnp.where(keep, bits - lowest, highest - lowest + 1))
