@@ -86,7 +86,9 @@ def require_free_space(path: str | os.PathLike, needed: int) -> None:
     """Raises InputError unless the disk that holds `path` (or its nearest existing parent) has `needed` bytes free."""
     free = _free_bytes(Path(path))
     if free < needed:
-        raise InputError(f"{path}: the disk is full: {needed:,} bytes needed, {free:,} free; make room or write elsewhere")
+        raise InputError(
+            f"{path}: the disk is full: {needed:,} bytes needed, {free:,} free; make room or write elsewhere"
+        )
 
 
 def _siblings(path: Path) -> tuple[Path, Path]:

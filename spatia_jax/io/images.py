@@ -64,13 +64,15 @@ def read_depth(path: str | os.PathLike, size: Size | None = None) -> Float[np.nd
     finite or not positive: no reading). Raises InputError when unreadable or not of `size`.
     """
     if Path(path).suffix in (".npy", ".npz"):
-        depth = _load_array(path).astype(np.float32)
+        depth = _load_array(path)
     else:
         image = _open(path)
         if not image.mode.startswith("I"):
-            raise InputError(f"{path}: a depth image must be a 16-bit PNG in millimetres, this one has mode {image.mode}")
+            raise InputError(
+                f"{path}: a depth image must be a 16-bit PNG in millimetres, this one has mode {image.mode}"
+            )
         millimetres = np.asarray(image)
-        depth = np.where(millimetres == _NO_READING, 0, millimetres).astype(np.float32) / 1000
+        depth = np.where(millimetres == _NO_READING, 0, millimetres) / 1000
     if depth.ndim != 2:
         raise InputError(f"{path}: depth must be height x width, this one has shape {depth.shape}")
     _require_size(path, "depth", depth.shape, size)
@@ -158,9 +160,8 @@ def _eight_bits(grey: np.ndarray, path: str | os.PathLike) -> UInt8[np.ndarray, 
 
 def _require_size(path: str | os.PathLike, what: str, size: Size, wanted: Size | None) -> None:
     if wanted is not None and tuple(size) != tuple(wanted):
-        raise InputError(
-            f"{path}: the {what} is {size[1]}x{size[0]} (width x height), the image it belongs to {wanted[1]}x{wanted[0]}"
-        )
+        is_size, must_be = f"{size[1]}x{size[0]}", f"{wanted[1]}x{wanted[0]}"
+        raise InputError(f"{path}: the {what} is {is_size} (width x height), the image it belongs to {must_be}")
 
 
 def _resample(image: Image.Image, crop: Crop, method: Image.Resampling) -> Image.Image:

@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RolloutProgress:
     """Reports the clips of a rollout, and the stages and denoising steps of each; use it as a context manager.
 
-        with RolloutProgress(num_clips=4, num_steps=12) as progress:
-            for index in range(4):
-                progress.start_clip(index, prompt)
-                progress.stage("denoise")
-                progress.step(12)
-                progress.finish_clip(num_points)
+    with RolloutProgress(num_clips=4, num_steps=12) as progress:
+        for index in range(4):
+            progress.start_clip(index, prompt)
+            progress.stage("denoise")
+            progress.step(12)
+            progress.finish_clip(num_points)
     """
 
     def __init__(self, num_clips: int, num_steps: int, *, first_clip: int = 0, console: Console | None = None):

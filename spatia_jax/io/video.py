@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -24,13 +25,18 @@ def write_video(path: str | os.PathLike, frames: UInt8[np.ndarray, "t h w 3"], f
     column is repeated once.
     """
     if _CODEC not in av.codecs_available:
-        raise InputError(f"{path}: this PyAV build has no {_CODEC} encoder; install the wheel from PyPI (pip install av)")
+        raise InputError(
+            f"{path}: this PyAV build has no {_CODEC} encoder; install the wheel from PyPI (pip install av)"
+        )
     if len(frames) == 0:
         raise InputError(f"{path}: a video needs at least one frame")
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with atomic_write(path) as temporary, av.open(temporary, "w", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream(_CODEC, rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
+        stream = cast(
+            av.VideoStream,
+            container.add_stream(_CODEC, rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)}),
+        )
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
@@ -48,7 +54,7 @@ def read_video(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], f
     if not Path(path).is_file():
         raise InputError(f"{path}: no such video file")
     try:
-        with av.open(path) as container:
+        with av.open(path, "r") as container:
             if not container.streams.video:
                 raise InputError(f"{path}: has no video stream")
             stream = container.streams.video[0]
