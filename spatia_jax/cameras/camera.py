@@ -35,7 +35,7 @@ class Cameras:
     intrinsics: Array
 
     @classmethod
-    def from_se3(cls, cam_from_world: jaxlie.SE3, intrinsics: Float[Array, "*#v 4"]) -> Cameras:
+    def from_se3(cls, cam_from_world: jaxlie.SE3, intrinsics: Float[Array | np.ndarray, "*#v 4"]) -> Cameras:
         """Cameras from world-to-camera transforms; the intrinsics broadcast over the views."""
         matrices = cam_from_world.as_matrix()[..., :3, :]
         return cls(matrices, jnp.broadcast_to(jnp.asarray(intrinsics, matrices.dtype), (*matrices.shape[:-2], 4)))

@@ -21,7 +21,7 @@ _POINTS_OF_A_SURFACE = 3  # fewer points in the way are stray ones
 
 @dataclass(frozen=True)
 class PathReport:
-    """What a path does to the known scene. Truthy warnings are sentences for people.
+    """What a path does to the known scene.
 
     Attributes:
         unknown: [v] share of each view (0..1) in which the map has no point.
@@ -36,8 +36,8 @@ class PathReport:
 
 def check_path(
     cameras: Cameras,
-    points: Float[Array, "n 3"],
-    valid: Bool[Array, " n"] | None = None,
+    points: Float[Array | np.ndarray, "n 3"],
+    valid: Bool[Array | np.ndarray, " n"] | None = None,
     *,
     max_unknown: float = 0.6,
     min_clearance: float | None = None,

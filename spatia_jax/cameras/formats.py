@@ -39,7 +39,7 @@ class Format:
 
 def read_cameras(
     path: str | Path,
-    intrinsics: str | Path | Sequence[float] | Float[Array, "*v 4"] | None = None,
+    intrinsics: str | Path | Sequence[float] | Float[Array | np.ndarray, "*v 4"] | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Cameras:
     """Read a camera path from a file or folder, whose format is recognised by name and content (and logged).

@@ -226,8 +226,8 @@ def _amount(text: str, depth: float) -> tuple[str, float]:
     words = match["words"].removesuffix(" by") if match else text
     if words not in _PHRASES:
         close = difflib.get_close_matches(words, _PHRASES, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"camera path: {text!r} is not a move{hint} Known: {', '.join(_PHRASES)}, there and back")
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"camera path: {text!r} is not a move; {hint}Known: {', '.join(_PHRASES)}, there and back")
     move = _PHRASES[words]
     unit, given = _UNITS[move.quantity], match["unit"]
     if given and given not in _UNIT_WORDS[unit]:

@@ -17,12 +17,12 @@ from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
 
 
-def linear(t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+def linear(t: float | Array) -> float | Array:
     """Constant speed."""
     return t
 
 
-def ease(t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+def ease(t: float | Array) -> float | Array:
     """Speed up, slow down: 0..1 to 0..1 with no speed at both ends."""
     return t * t * (3 - 2 * t)
 
@@ -53,7 +53,7 @@ def there_and_back(cameras: Cameras) -> Cameras:
     return Cameras.concatenate([cameras, cameras[-2::-1]]) if len(cameras) > 1 else cameras
 
 
-def twists(cameras: Cameras) -> Float[Array, "v-1 6"]:
+def twists(cameras: Cameras) -> Float[Array, "steps 6"]:
     """From each view to the next, in camera coordinates: translation (metres or scene units), rotation (radians)."""
     world_from_cam = cameras.as_se3().inverse()
     before, after = (jaxlie.SE3(world_from_cam.wxyz_xyz[part]) for part in (slice(None, -1), slice(1, None)))
