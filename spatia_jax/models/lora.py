@@ -1,0 +1,67 @@
+"""Low-rank updates of the main transformer blocks as parameters of their own (spec sections 1.7 and 2.5).
+
+A LoRA is a dict from a layer's path within a block ("self_attn.q", "ffn.up", ...) to its `LowRank` factors, stacked over
+blocks like the kernels they update. It never changes parameters in place: `merge` returns new ones, and the base stays.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from spatia_jax.errors import InputError
+
+TARGETS = ("q", "k", "v", "o", "up", "down")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    """Factors of a stacked kernel's update, `down @ up`."""
+
+    down: Array  # [layers, in, rank]
+    up: Array  # [layers, rank, out]
+
+
+Lora = dict[str, LowRank]
+
+
+def init_lora(params: nnx.State, rank: int, key: Array, targets: Sequence[str] = TARGETS) -> Lora:
+    """A LoRA for every linear layer of the main blocks whose name is in `targets`; its update is zero.
+
+    Raises:
+        InputError: a target is no linear layer of a block.
+    """
+    kernels = _block_kernels(params)
+    if unknown := set(targets) - {path.rpartition(".")[2] for path in kernels}:
+        raise InputError(f"LoRA targets {sorted(unknown)} are no linear layers of a block; choose from {TARGETS}")
+    chosen = [path for path in sorted(kernels) if path.rpartition(".")[2] in targets]
+    lora = {}
+    for path, key in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
+        layers, inputs, outputs = kernels[path].shape
+        down = jax.random.normal(key, (layers, inputs, rank)) * inputs**-0.5
+        lora[path] = LowRank(down, jnp.zeros((layers, rank, outputs)))
+    return lora
+
+
+def merge(params: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) -> nnx.State:
+    """Parameters with kernel + scale * down @ up in place of each updated kernel; product in float32, dtype kept."""
+
+    def updated(path, param):
+        factors = lora.get(".".join(path[1:-1])) if path[0] == "blocks" and path[-1] == "kernel" else None
+        if factors is None:
+            return param
+        update = jnp.einsum("lir,lro->lio", factors.down, factors.up, preferred_element_type=jnp.float32)
+        return param.replace((param[...] + scale * update).astype(param.dtype))
+
+    if unknown := set(lora) - set(_block_kernels(params)):
+        raise InputError(f"the LoRA updates {sorted(unknown)}, which the transformer's blocks do not have")
+    return nnx.from_flat_state([(path, updated(path, param)) for path, param in nnx.to_flat_state(params)])
+
+
+def _block_kernels(params: nnx.State) -> dict[str, nnx.Param]:
+    flat = nnx.to_flat_state(params["blocks"])
+    return {".".join(path[:-1]): param for path, param in flat if path[-1] == "kernel"}
