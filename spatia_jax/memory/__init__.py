@@ -1,0 +1,41 @@
+"""The spatial memory: the point map, the bank of past frames, and what is retrieved from them."""
+
+from spatia_jax.memory.frame_bank import FrameBank, empty_bank, remember
+from spatia_jax.memory.ply import read_ply, write_ply
+from spatia_jax.memory.point_map import (
+    EDIT,
+    EMPTY,
+    MAX_WEIGHT,
+    OBSERVED,
+    PointMap,
+    empty,
+    from_depth,
+    insert,
+    recolor,
+    remove,
+)
+from spatia_jax.memory.retrieval import CovisibleAssignment, RetrievalConfig, VoxelIoU, retrieve
+from spatia_jax.memory.visibility import visibility
+
+__all__ = [
+    "EDIT",
+    "EMPTY",
+    "MAX_WEIGHT",
+    "OBSERVED",
+    "CovisibleAssignment",
+    "FrameBank",
+    "PointMap",
+    "RetrievalConfig",
+    "VoxelIoU",
+    "empty",
+    "empty_bank",
+    "from_depth",
+    "insert",
+    "read_ply",
+    "recolor",
+    "remember",
+    "remove",
+    "retrieve",
+    "visibility",
+    "write_ply",
+]
