@@ -1,8 +1,8 @@
 """Smooth camera paths through procedural scenes that touch nothing.
 
-A path is drawn by rejection: candidates of the asked kind start at random free places, and the first that keeps its
-distance from every surface (and from wherever moving objects may come), and does not stare at a wall, is taken. When the
-place is too narrow for the motion, the motion shrinks. Host code (NumPy), like the sampling of scenes.
+A path is drawn by rejection: candidates of the asked kind start at random free places; of the first few that keep their
+distance from every surface (and from wherever moving objects may come), the one that sees most is taken. When the place
+is too narrow for the motion, the motion shrinks. Host code (NumPy), like the sampling of scenes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ FRAMES_PER_SECOND = 12.0
 MIN_CLEARANCE = 0.35
 ASPECT = 224 / 128
 KINDS = ("wander", "there_and_back", "pan", "orbit", "dolly")
-_CANDIDATES = 48
+_CANDIDATES = 200
+_CHOICES = 5
 
 
 def _wave(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
@@ -28,7 +29,7 @@ def _wave(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
 
 
 def _motion(rng, kind: str, seconds: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Displacement to the right and forward of the first heading (metres), and yaw to the right (radians), over time."""
+    """Displacement aside and ahead of the first heading (metres), and yaw to the right (radians), over time."""
     turn = rng.choice([-1.0, 1.0])
     if kind == "pan":
         yaw = turn * scale * np.radians(rng.uniform(16, 34)) * seconds
@@ -66,6 +67,27 @@ def _free_places(rng, scene: Scene) -> np.ndarray:
     return good if len(good) else spots[[free.argmax()]]
 
 
+def _candidate(rng, motion: str, seconds: np.ndarray, places: np.ndarray, scale: float):
+    """Positions [t, 3] and yaws [t] of one try, from a random place in a random direction."""
+    start, heading = places[rng.integers(len(places))], rng.uniform(-np.pi, np.pi)
+    clock = np.arange(int(seconds.max() * 24) + 3) / 24.0
+    aside, ahead, yaw = (np.interp(seconds, clock, part) for part in _motion(rng, motion, clock, scale))
+    east = np.cos(heading) * aside + np.sin(heading) * ahead
+    north = np.cos(heading) * ahead - np.sin(heading) * aside
+    return start + np.stack([east, 0.05 * _wave(rng, seconds), north], -1), yaw + heading
+
+
+def _interest(scene: Scene, position: np.ndarray, yaw: np.ndarray) -> float:
+    """How much there is to see: props and, twice as much, movers before the camera; less when a surface is near."""
+    inside = np.asarray(scene.instance) > 0
+    offset = np.asarray(scene.centre)[inside][None] - position[::4, None]
+    sight = np.stack([np.sin(yaw), np.zeros_like(yaw), np.cos(yaw)], -1)
+    towards = np.einsum("tkc,tc->tk", offset, sight[::4]) / np.maximum(np.linalg.norm(offset, axis=-1), 0.1)
+    worth = np.where(np.asarray(scene.moves)[inside], 2.0, 0.5)
+    open_view = np.mean([clearance(scene, position[::4] + d * sight[::4]) > 0.0 for d in (0.8, 1.4, 2.0)])
+    return float(((towards > 0.87) * worth).sum(-1).clip(max=4.0).mean() + 4.0 * open_view)
+
+
 def sample_path(seed: int, scene: Scene, num_frames: int, kind: str) -> Cameras:
     """A smooth path at 12 frames a second that stays at least `MIN_CLEARANCE` metres from every surface.
 
@@ -89,35 +111,27 @@ def sample_path(seed: int, scene: Scene, num_frames: int, kind: str) -> Cameras:
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     seconds = np.arange(num_frames) / FRAMES_PER_SECOND
     if kind == "there_and_back":
-        half_way = (num_frames - 1) / 2
+        # Starts and turns around gently: the speed is zero at both ends of the way out.
+        half_way = max((num_frames - 1) / 2, 1)
         ticks = np.minimum(np.arange(num_frames), np.arange(num_frames)[::-1])
-        # Starts and turns around gently: speed is zero at both ends of the way out.
-        seconds = half_way / FRAMES_PER_SECOND * (1 - np.cos(np.pi * ticks / max(half_way, 1))) / 2 * 1.25
+        seconds = 1.25 * half_way / FRAMES_PER_SECOND * (1 - np.cos(np.pi * ticks / half_way)) / 2
     places = _free_places(rng, scene)
-    motion = str(rng.choice(["wander", "wander", "orbit", "pan"])) if kind == "there_and_back" else kind
-    clock = np.arange(int(seconds.max() * 24) + 3) / 24.0
+    motion = str(rng.choice(["wander", "wander", "orbit"])) if kind == "there_and_back" else kind
+    best, found = (-np.inf, None), 0
     for attempt in range(_CANDIDATES):
-        scale = 1.0 - attempt / _CANDIDATES
-        start, heading = places[rng.integers(len(places))], rng.uniform(-np.pi, np.pi)
-        aside, ahead, yaw = (np.interp(seconds, clock, part) for part in _motion(rng, motion, clock, scale))
-        position = start + np.stack(
-            [
-                np.cos(heading) * aside + np.sin(heading) * ahead,
-                0.05 * _wave(rng, seconds),
-                np.cos(heading) * ahead - np.sin(heading) * aside,
-            ],
-            -1,
-        )
-        yaw = yaw + heading
-        pitch = rng.uniform(-0.03, 0.16) + 0.06 * _wave(rng, seconds)
-        sight = np.stack([np.sin(yaw), np.zeros_like(yaw), np.cos(yaw)], -1)
-        near, ahead_near = clearance(scene, position), clearance(scene, position + 1.1 * sight)
-        if near.min() > MIN_CLEARANCE and ahead_near.min() > 0.0:
+        position, yaw = _candidate(rng, motion, seconds, places, 1.0 - attempt / _CANDIDATES)
+        if clearance(scene, position).min() > MIN_CLEARANCE:
+            best = max(best, (_interest(scene, position, yaw), (position, yaw)), key=lambda scored: scored[0])
+            found += 1
+        if found == _CHOICES:
             break
     else:
-        # Nowhere to go: look around from the freest place.
-        start = places[clearance(scene, places).argmax()]
-        position, yaw = np.broadcast_to(start, (num_frames, 3)), heading + 0.3 * seconds
+        if not found:
+            # Nowhere to go: look around from the freest place.
+            start = places[clearance(scene, places).argmax()]
+            best = 0.0, (np.broadcast_to(start, (num_frames, 3)), 0.3 * seconds)
+    position, yaw = best[1]
+    pitch = rng.uniform(-0.03, 0.16) + 0.06 * _wave(rng, seconds)
     width = 1 / (2 * np.tan(np.radians(rng.uniform(55, 75)) / 2))
     intrinsics = np.broadcast_to([width, width * ASPECT, 0.5, 0.5], (num_frames, 4))
     return Cameras(jnp.asarray(_poses(position, yaw, pitch), jnp.float32), jnp.asarray(intrinsics, jnp.float32))

@@ -175,10 +175,16 @@ PROPS = (
         _MINERAL,
         outdoor=True,
     ),
-    Prop("bench", (
+    Prop(
+        "bench",
+        (
             Part(BOX, (0, 0.42, 0), (0.75, 0.05, 0.22)),
             Part(BOX, (-0.5, 0.18, 0), (0.08, 0.19, 0.19), "second"),
             Part(BOX, (0.5, 0.18, 0), (0.08, 0.19, 0.19), "second"),
-        ), ("wood", "stone", "marble"), wall=True, outdoor=True),
+        ),
+        ("wood", "stone", "marble"),
+        wall=True,
+        outdoor=True,
+    ),
     Prop("ball", (Part(ELLIPSOID, (0, 0.28, 0), (0.28, 0.28, 0.28)),), _FABRIC + ("checker",), outdoor=True),
 )

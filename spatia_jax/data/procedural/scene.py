@@ -171,14 +171,26 @@ def _furnish(draft: _Draft, prop: Prop, size, height) -> bool:
     elif texture == "wood":
         name, main = "wooden", np.array([0.62, 0.42, 0.25]) * rng.uniform(0.6, 1.25)
     draw = {"main": texture, "second": str(rng.choice(["flat", "plaster", "wood"])), "front": prop.front}
-    material = {role: draft.material(draw[role], *((second, main) if role == "second" else (main, second))) for role in sorted(roles)}
+    material = {
+        role: draft.material(draw[role], *((second, main) if role == "second" else (main, second)))
+        for role in sorted(roles)
+    }
     draft.instances += 1
     repeats = rng.uniform(0.7, 1.3)
     for part in prop.parts:
         px, py, pz = np.array(part.centre) * scale
         centre = (x + np.cos(yaw) * px + np.sin(yaw) * pz, -py, z - np.sin(yaw) * px + np.cos(yaw) * pz)
         fit = part.role == "front" or (part.shape == ELLIPSOID and texture in ("checker", "stripes"))
-        draft.add(part.shape, centre, np.array(part.half) * scale, material[part.role], yaw, FIT if fit else repeats, 1.0, draft.instances)
+        draft.add(
+            part.shape,
+            centre,
+            np.array(part.half) * scale,
+            material[part.role],
+            yaw,
+            FIT if fit else repeats,
+            1.0,
+            draft.instances,
+        )
     draft.occupied.append((x, z, radius))
     draft.named.append(_article(f"{name} {prop.noun}"))
     return True
@@ -187,14 +199,19 @@ def _furnish(draft: _Draft, prop: Prop, size, height) -> bool:
 def _panels(draft: _Draft, size, height) -> None:
     """Doors, windows and pictures: thin boxes on the walls, part of the place itself (instance 0)."""
     rng = draft.rng
-    chosen = [("door", 0.45, 1.02)] + [("window", rng.uniform(0.5, 1.0), rng.uniform(0.45, 0.65)) for _ in range(rng.integers(1, 3))]
+    chosen = [("door", 0.45, 1.02)] + [
+        ("window", rng.uniform(0.5, 1.0), rng.uniform(0.45, 0.65)) for _ in range(rng.integers(1, 3))
+    ]
     chosen += [("picture", rng.uniform(0.3, 0.65), rng.uniform(0.25, 0.45)) for _ in range(rng.integers(1, 4))]
     taken = []
     for name, half_width, half_height in chosen:
         for _ in range(8):
             side, along = int(rng.integers(4)), rng.uniform(-0.8, 0.8)
             span = size[side % 2]
-            if all(s != side or abs(a - along) * span > w + half_width + 0.1 for s, a, w in taken) and abs(along) * span < span - half_width - 0.05:
+            if (
+                all(s != side or abs(a - along) * span > w + half_width + 0.1 for s, a, w in taken)
+                and abs(along) * span < span - half_width - 0.05
+            ):
                 break
         else:
             continue
@@ -226,14 +243,21 @@ def _movers(draft: _Draft, size, height) -> None:
         shape, noun = [(BOX, "box"), (ELLIPSOID, "sphere"), (CYLINDER, "cylinder")][rng.integers(3)]
         half = radius * np.array([1.0, 1.0 if shape == ELLIPSOID else rng.uniform(0.8, 1.5), 1.0])
         name, color = draft.color()
-        surface = draft.material(str(rng.choice(["flat", "dots", "checker", "stripes", "plaid", "clouds"])), color, draft.color()[1])
+        surface = draft.material(
+            str(rng.choice(["flat", "dots", "checker", "stripes", "plaid", "clouds"])), color, draft.color()[1]
+        )
         heading, speed = rng.uniform(-np.pi, np.pi), rng.uniform(0.5, 0.95)
-        forth, aside = amplitude * np.array([np.cos(heading), 0, np.sin(heading)]), amplitude * np.array([-np.sin(heading), 0, np.cos(heading)])
+        forth, aside = (
+            amplitude * np.array([np.cos(heading), 0, np.sin(heading)]),
+            amplitude * np.array([-np.sin(heading), 0, np.cos(heading)]),
+        )
         lift = rng.uniform(0.0, 0.9) if motion == "circles" else 0.0
         if motion == "floats":
             amplitude = min(amplitude, (height - 2 * half[1] - 0.2) / 2)
             lift, forth = amplitude + 0.1, np.array([0.0, amplitude, 0.0])
-        says = {"slides": "slides back and forth", "circles": "moves in circles", "floats": "floats up and down"}[motion]
+        says = {"slides": "slides back and forth", "circles": "moves in circles", "floats": "floats up and down"}[
+            motion
+        ]
         draft.instances += 1
         draft.add(
             shape, (x, -half[1] - lift - 0.01, z), half, surface, heading, rng.uniform(0.8, 1.6), 1.0, draft.instances,
@@ -274,16 +298,31 @@ def _room(draft: _Draft):
     wall, wall_material = _surface(draft, _WALLS, rng.uniform(0.85, 1.2))
     floor, floor_material = _surface(draft, _FLOORS, rng.uniform(0.65, 1.0))
     ceiling = draft.material("plaster", np.full(3, rng.uniform(0.8, 0.95)), np.full(3, 0.7))
-    draft.add(BOX, (0, -height / 2, 0), (size[0], height / 2, size[1]), (wall_material, ceiling, floor_material), repeats=rng.uniform(0.45, 0.8))
+    draft.add(
+        BOX,
+        (0, -height / 2, 0),
+        (size[0], height / 2, size[1]),
+        (wall_material, ceiling, floor_material),
+        repeats=rng.uniform(0.45, 0.8),
+    )
     _panels(draft, size, height)
     if rng.random() < 0.5:
-        rug = draft.material(str(rng.choice(["plaid", "stripes", "dots", "clouds"])), draft.color()[1], draft.color()[1])
+        rug = draft.material(
+            str(rng.choice(["plaid", "stripes", "dots", "clouds"])), draft.color()[1], draft.color()[1]
+        )
         x, z = rng.uniform(-0.5, 0.5, 2)
-        draft.add(BOX, (x, -0.01, z), (rng.uniform(0.8, 1.3), 0.01, rng.uniform(0.6, 1.0)), rug, rng.uniform(-0.3, 0.3), repeats=0.7)
+        draft.add(
+            BOX,
+            (x, -0.01, z),
+            (rng.uniform(0.8, 1.3), 0.01, rng.uniform(0.6, 1.0)),
+            rug,
+            rng.uniform(-0.3, 0.3),
+            repeats=0.7,
+        )
     warm = np.array([1.0, rng.uniform(0.88, 1.0), rng.uniform(0.72, 1.0)])
     light = dict(
         light=np.array([*(rng.uniform(-0.6, 0.6, 2) * size), 0.0])[[0, 2, 1]] + [0, 0.35 - height, 0],
-        light_color=warm * rng.uniform(0.75, 1.1), ambient=np.array([0.95, 1.0, 1.06]) * rng.uniform(0.34, 0.52), reach=rng.uniform(3.0, 5.0),
+        light_color=warm * rng.uniform(0.75, 1.1), ambient=np.array([0.95, 1.0, 1.06]) * rng.uniform(0.42, 0.62), reach=rng.uniform(3.0, 5.0),
     )  # fmt: skip
     return "room", wall, floor, size, height, light
 
@@ -293,17 +332,25 @@ def _courtyard(draft: _Draft):
     size, height = rng.uniform(3.2, 5.5, 2), rng.uniform(2.0, 3.2)
     dusk = rng.random()
     zenith = _soften(np.array([0.30, 0.52, 0.88]), (0.45, 0.42, 0.62), dusk**3)
-    dome = draft.material("sky", zenith, _soften(np.array([0.82, 0.90, 0.97]), (0.98, 0.80, 0.62), dusk**2), emission=1.0)
+    dome = draft.material(
+        "sky", zenith, _soften(np.array([0.82, 0.90, 0.97]), (0.98, 0.80, 0.62), dusk**2), emission=1.0
+    )
     top = draft.material("flat", zenith, zenith, emission=1.0)
     floor, floor_material = _surface(draft, ("stone", "stone", "tiled", "brick", "wooden"), rng.uniform(0.7, 1.0))
-    wall, wall_material = _surface(draft, ("brick", "brick", "stone", "plaster", "wooden", "tiled"), rng.uniform(0.8, 1.15))
+    wall, wall_material = _surface(
+        draft, ("brick", "brick", "stone", "plaster", "wooden", "tiled"), rng.uniform(0.8, 1.15)
+    )
     far = SKY_DISTANCE
     draft.add(BOX, (0, 0.5 - far / 2, 0), (far, far / 2, far), (dome, top, floor_material), repeats=FIT)
-    draft.add(BOX, (0, 0.5, 0), (*(size[:1] + 0.1), 0.5, *(size[1:] + 0.1)), floor_material, repeats=rng.uniform(0.35, 0.6))
+    draft.add(
+        BOX, (0, 0.5, 0), (*(size[:1] + 0.1), 0.5, *(size[1:] + 0.1)), floor_material, repeats=rng.uniform(0.35, 0.6)
+    )
     repeats = rng.uniform(0.4, 0.7)
     for side in range(4):
         x, z, yaw = _wall_pose(side, 0.0, -0.15, size)
-        draft.add(BOX, (x, -height / 2, z), (size[side % 2] + 0.3, height / 2 + 0.01, 0.15), wall_material, yaw, repeats)
+        draft.add(
+            BOX, (x, -height / 2, z), (size[side % 2] + 0.3, height / 2 + 0.01, 0.15), wall_material, yaw, repeats
+        )
     for _ in range(rng.integers(1, 4)):
         side, tall = int(rng.integers(4)), rng.uniform(4.0, 8.0)
         x, z, yaw = _wall_pose(side, rng.uniform(-1, 1), -rng.uniform(2.5, 5.0), size)
@@ -315,7 +362,7 @@ def _courtyard(draft: _Draft):
     light = dict(
         light=40.0 * np.array([np.cos(angle), -np.tan(rise), np.sin(angle)]),
         light_color=_soften(np.array([0.95, 0.92, 0.84]), (1.0, 0.72, 0.48), dusk**2) * rng.uniform(0.75, 0.95),
-        ambient=np.array([0.92, 1.0, 1.1]) * rng.uniform(0.42, 0.56), reach=1e6,
+        ambient=np.array([0.92, 1.0, 1.1]) * rng.uniform(0.52, 0.68), reach=1e6,
     )  # fmt: skip
     return "courtyard", wall, floor, size, height, light
 
@@ -340,7 +387,16 @@ def _caption(draft: _Draft, place: str, wall: str, floor: str) -> str:
 
 
 def _freeze(draft: _Draft, light: dict, caption: str) -> Scene:
-    empty = dict(kind=0, centre=np.zeros(3), half=np.ones(3), material=(0, 0, 0), yaw=0.0, repeats=1.0, tint=np.ones(3), instance=0)
+    empty = dict(
+        kind=0,
+        centre=np.zeros(3),
+        half=np.ones(3),
+        material=(0, 0, 0),
+        yaw=0.0,
+        repeats=1.0,
+        tint=np.ones(3),
+        instance=0,
+    )
     still = dict(sin_amplitude=np.zeros(3), cos_amplitude=np.zeros(3), rate=0.0, phase=0.0)
     rows = [still | row for row in draft.primitives] + [still | empty] * (NUM_PRIMITIVES - len(draft.primitives))
     integers = ("kind", "material", "instance")

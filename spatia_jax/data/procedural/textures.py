@@ -30,13 +30,14 @@ PALETTE = {
 
 def noise(rng: np.random.Generator, falloff: float = 1.6, stretch: float = 1.0) -> np.ndarray:
     """Tileable multi-octave noise in [0, 1], amplitude 1/frequency^falloff; `stretch` > 1 draws it out along x."""
-    y = np.fft.fftfreq(_DRAWN)[:, None] * _DRAWN
-    x = np.fft.rfftfreq(_DRAWN)[None] * _DRAWN * stretch
+    y = np.fft.fftfreq(SIZE)[:, None] * SIZE
+    x = np.fft.rfftfreq(SIZE)[None] * SIZE * stretch
     amplitude = 1.0 / np.maximum(np.hypot(x, y), 1.0) ** falloff
     amplitude[0, 0] = 0.0
-    spectrum = np.fft.rfft2(rng.standard_normal((_DRAWN, _DRAWN))) * amplitude
-    field = np.fft.irfft2(spectrum, s=(_DRAWN, _DRAWN))
-    return np.clip(0.5 + field / (4.0 * field.std() + 1e-9), 0.0, 1.0)
+    spectrum = np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * amplitude
+    field = np.fft.irfft2(spectrum, s=(SIZE, SIZE))
+    field = np.clip(0.5 + field / (4.0 * field.std() + 1e-9), 0.0, 1.0)
+    return field.repeat(_DRAWN // SIZE, 0).repeat(_DRAWN // SIZE, 1)
 
 
 def _mix(a, b, weight):
@@ -181,7 +182,9 @@ def picture(rng, a, b):
     image = _mix(a, b, np.clip(noise(rng, 1.8) * 1.6 - 0.3, 0, 1))
     ridge = 0.45 + 0.5 * (noise(rng, 2.2)[:1] - 0.5)
     image = np.where((y > ridge)[..., None], image[::-1] * 0.6 + 0.05, image)
-    return _frame(_frame(image, 0.12, (0.93, 0.92, 0.88)), 0.045, rng.choice([0.12, 0.4, 0.75]) * np.array([1, 0.9, 0.75]))
+    return _frame(
+        _frame(image, 0.12, (0.93, 0.92, 0.88)), 0.045, rng.choice([0.12, 0.4, 0.75]) * np.array([1, 0.9, 0.75])
+    )
 
 
 def books(rng, a, b):
@@ -246,8 +249,7 @@ def bake(draw: Callable, rng: np.random.Generator, a, b) -> np.ndarray:
     level = np.clip(np.broadcast_to(draw(rng, np.asarray(a), np.asarray(b)), (_DRAWN, _DRAWN, 3)), 0.0, 1.0)
     packed = []
     while level.shape[0] > 1:
-        size = level.shape[0] // 2
-        level = level.reshape(size, 2, size, 2, 3).mean((1, 3))
+        level = (level[::2, ::2] + level[1::2, ::2] + level[::2, 1::2] + level[1::2, 1::2]) / 4
         r, g, b = np.moveaxis(np.round(level * 255).astype(np.uint32), -1, 0)
         packed.append((r | g << 8 | b << 16).ravel())
     return np.concatenate(packed)
