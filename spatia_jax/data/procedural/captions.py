@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 MAX_WORDS = 64
-VOCABULARY = sorted(
-    set(
-        """, a an and with while walls floor room bedroom living library courtyard
-        plaster striped brick tiled wooden stone checkered marble patterned dotted
-        red orange yellow green teal blue purple pink white grey brown beige
-        table round cabinet wardrobe bookshelf sofa bed crate stack of crates lamp plant tree chair column statue bench
-        ball box sphere cylinder slides back forth moves in circles floats up down""".split()
-    )
-)
+_WORDS = """
+    , a an and with while walls floor room bedroom living library courtyard
+    plaster striped brick tiled wooden stone checkered marble patterned dotted
+    red orange yellow green teal blue purple pink white grey brown beige
+    table round cabinet wardrobe bookshelf sofa bed crate stack of crates lamp plant tree chair column statue bench
+    ball box sphere cylinder slides back forth moves in circles floats up down
+"""
+VOCABULARY = sorted(set(_WORDS.split()))
 
 
 def encode(text: str) -> np.ndarray:

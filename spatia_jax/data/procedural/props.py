@@ -76,7 +76,7 @@ PROPS = (
             Part(CYLINDER, (0, 0.02, 0), (0.28, 0.02, 0.28), "second"),
             Part(ELLIPSOID, (-0.1, 0.84, 0.1), (0.13, 0.11, 0.13), "second"),
         ),
-        _WOODEN + ("marble",),
+        (*_WOODEN, "marble"),
         outdoor=True,
     ),
     Prop("cabinet", (Part(BOX, (0, 0.5, 0), (0.55, 0.5, 0.24), "front"),), _WOODEN, "drawers", wall=True),
@@ -152,7 +152,7 @@ PROPS = (
             Part(BOX, (0, 0.75, -0.21), (0.24, 0.28, 0.03)),
             Part(BOX, (0, 0.2, 0), (0.2, 0.2, 0.18), "second"),
         ),
-        _WOODEN + _FABRIC,
+        (*_WOODEN, *_FABRIC),
         outdoor=True,
     ),
     Prop(
@@ -186,5 +186,5 @@ PROPS = (
         wall=True,
         outdoor=True,
     ),
-    Prop("ball", (Part(ELLIPSOID, (0, 0.28, 0), (0.28, 0.28, 0.28)),), _FABRIC + ("checker",), outdoor=True),
+    Prop("ball", (Part(ELLIPSOID, (0, 0.28, 0), (0.28, 0.28, 0.28)),), (*_FABRIC, "checker"), outdoor=True),
 )

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from spatia_jax.cameras import Cameras
 from spatia_jax.data.procedural import textures
 from spatia_jax.data.procedural.props import BOX, CYLINDER, ELLIPSOID
-from spatia_jax.data.procedural.scene import NUM_PRIMITIVES, Scene
+from spatia_jax.data.procedural.scene import Scene
 
 SHADOW_SOFTNESS = 0.12  # metres of matter that take away 63 % of the light
 CONTACT_REACH = 0.18  # metres over which a near surface darkens its neighbour
@@ -123,7 +123,7 @@ def _unit_ray(frame: _Frame, index, origin: _Vector, direction: _Vector):
 def _for_each(frame: _Frame, visit, carry):
     """Fold visit(interval, index, carry) over the primitives in use, except the shell (slot 0)."""
     branches = [lambda index, carry: carry] + [partial(visit, shape) for shape in (_box, _ellipsoid, _cylinder)]
-    return jax.lax.fori_loop(1, NUM_PRIMITIVES, lambda i, c: jax.lax.switch(frame.kind[i], branches, i, c), carry)
+    return jax.lax.fori_loop(1, frame.kind.shape[0], lambda i, c: jax.lax.switch(frame.kind[i], branches, i, c), carry)
 
 
 def _cast(frame: _Frame, origin: _Vector, direction: _Vector):
@@ -304,7 +304,7 @@ def _view(scene: Scene, camera: Cameras, time, height: int, width: int):
 
 
 @partial(jax.jit, static_argnames=("height", "width"))
-def render(scene: Scene, cameras: Cameras, times: Float[Array, "v"], height: int, width: int) -> Rendering:
+def render(scene: Scene, cameras: Cameras, times: Float[Array, " v"], height: int, width: int) -> Rendering:
     """See the scene through v cameras, each at its own time.
 
     Arguments:

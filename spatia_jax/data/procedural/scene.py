@@ -1,27 +1,37 @@
 """A furnished room or courtyard as a pytree of fixed-size arrays, and how one is drawn from a seed.
 
-World axes are OpenCV's: x right, y down, z forward, metres; the floor is y = 0, so height h is y = -h, and a level camera
-that looks along +z has the identity rotation. Scenes are drawn on the host with NumPy's seeded generator (cheap, branching
-code); everything after that is JAX.
+World axes are OpenCV's: x right, y down, z forward, metres. The floor is y = 0, so height h is y = -h, and a level
+camera that looks along +z has the identity rotation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from spatia_jax.data.procedural import textures
 from spatia_jax.data.procedural.captions import encode
-from spatia_jax.data.procedural.props import BOX, CYLINDER, ELLIPSOID, PROPS, Prop
+from spatia_jax.data.procedural.furnishing import (
+    FIT,
+    FLOORS,
+    NUM_MATERIALS,
+    NUM_PRIMITIVES,
+    WALLS,
+    Draft,
+    add_movers,
+    add_panels,
+    furnish,
+    soften,
+    surface,
+    wall_pose,
+    with_article,
+)
+from spatia_jax.data.procedural.props import BOX, PROPS
 
-NUM_PRIMITIVES = 40
-NUM_MATERIALS = 20
 SKY_DISTANCE = 15.0
-FIT = 0.0
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +54,8 @@ class Scene:
       sin_amplitude, cos_amplitude: [n, 3] metres; rate: [n] radians per second; phase: [n] radians.
       atlas: [m, texels] uint32, mip pyramids of `textures.bake`.
       emission: [m] 0 lit by the scene, 1 shines by itself (sky, window panes).
-      light: [3] position of the light; light_color: [3]; ambient: [3]; reach: [] metres over which the light falls to half.
+      light: [3] position of the light; light_color, ambient: [3].
+      reach: [] metres over which the light falls to half.
       words: [w] int32, the caption (`captions.encode`).
     """
 
@@ -74,7 +85,7 @@ class Scene:
         return (abs(self.sin_amplitude) + abs(self.cos_amplitude)).sum(-1) > 0
 
 
-def clearance(scene: Scene, points: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k"]:
+def clearance(scene: Scene, points: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, " k"]:
     """Distance in metres from points to the nearest surface, wherever moving objects may go; negative inside of one.
 
     Primitives count as their bounding boxes, so the distance is a lower bound.
@@ -91,212 +102,11 @@ def clearance(scene: Scene, points: Float[np.ndarray, "k 3"]) -> Float[np.ndarra
     return np.where(np.asarray(scene.kind) > 0, distance, np.inf).min(-1).astype(np.float32)
 
 
-@dataclass
-class _Draft:
-    """A scene while it is being furnished."""
-
-    rng: np.random.Generator
-    primitives: list[dict] = field(default_factory=list)
-    atlas: list[np.ndarray] = field(default_factory=list)
-    emission: list[float] = field(default_factory=list)
-    occupied: list[tuple[float, float, float]] = field(default_factory=list)
-    named: list[str] = field(default_factory=list)
-    motions: list[str] = field(default_factory=list)
-    instances: int = 0
-
-    def material(self, texture: str, a, b, emission: float = 0.0) -> int:
-        self.atlas.append(textures.bake(getattr(textures, texture), self.rng, a, b))
-        self.emission.append(emission)
-        return len(self.atlas) - 1
-
-    def add(self, kind, centre, half, material, yaw=0.0, repeats=FIT, tint=1.0, instance=0, **motion):
-        material = material if isinstance(material, tuple) else (material,) * 3
-        self.primitives.append(
-            dict(kind=kind, centre=centre, half=half, material=material, yaw=yaw, repeats=repeats)
-            | dict(tint=np.broadcast_to(tint, 3), instance=instance, **motion)
-        )
-
-    def fits(self, num_primitives: int, num_materials: int) -> bool:
-        return (
-            len(self.primitives) + num_primitives <= NUM_PRIMITIVES and len(self.atlas) + num_materials <= NUM_MATERIALS
-        )
-
-    def free(self, x, z, radius) -> bool:
-        return all(np.hypot(x - u, z - v) > radius + r for u, v, r in self.occupied)
-
-    def color(self, jitter=0.07) -> tuple[str, np.ndarray]:
-        name = str(self.rng.choice(list(textures.PALETTE)))
-        return name, np.clip(np.array(textures.PALETTE[name]) + self.rng.uniform(-jitter, jitter, 3), 0.05, 1.0)
-
-
-def _article(noun: str) -> str:
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
-def _wall_pose(side: int, along: float, inset: float, size) -> tuple[float, float, float]:
-    """x, z, yaw of something whose back is `inset` metres from wall 0..3, at `along` in [-1, 1] of that wall."""
-    yaw = side * np.pi / 2
-    width, depth = (size[0], size[1]) if side % 2 == 0 else (size[1], size[0])
-    out = -(depth - inset)
-    return np.cos(yaw) * along * width + np.sin(yaw) * out, -np.sin(yaw) * along * width + np.cos(yaw) * out, yaw
-
-
-def _furnish(draft: _Draft, prop: Prop, size, height) -> bool:
-    """Try to put one prop into the place; what does not fit after a few tries is left out."""
-    rng = draft.rng
-    scale = rng.uniform(0.85, 1.2) * np.array([rng.uniform(0.9, 1.15), 1.0, 1.0])
-    scale[1] *= min(1.0, 0.9 * height / max(p.centre[1] + p.half[1] for p in prop.parts) / scale[1])
-    width, depth = prop.footprint[0] * scale[0], prop.footprint[1] * scale[2]
-    radius = max(min(width, depth), 0.75 * max(width, depth))
-    roles = {part.role for part in prop.parts}
-    if not draft.fits(len(prop.parts), len(roles)):
-        return False
-    for _ in range(12):
-        if prop.wall:
-            side = int(rng.integers(4))
-            along = rng.uniform(-1, 1) * max(0.0, 1 - (width + 0.1) / size[side % 2])
-            x, z, yaw = _wall_pose(side, along, depth + 0.04, size)
-        else:
-            x, z = rng.uniform(-1, 1, 2) * np.maximum(np.array(size) - radius - 0.3, 0.1)
-            yaw = rng.uniform(-np.pi, np.pi)
-        if draft.free(x, z, radius):
-            break
-    else:
-        return False
-    name, main = draft.color()
-    _, second = draft.color()
-    texture = str(rng.choice(prop.textures))
-    if texture == "leaves":
-        name, main = "green", np.array([rng.uniform(0.25, 0.5), rng.uniform(0.5, 0.68), rng.uniform(0.15, 0.3)])
-    elif texture == "wood":
-        name, main = "wooden", np.array([0.62, 0.42, 0.25]) * rng.uniform(0.6, 1.25)
-    draw = {"main": texture, "second": str(rng.choice(["flat", "plaster", "wood"])), "front": prop.front}
-    material = {
-        role: draft.material(draw[role], *((second, main) if role == "second" else (main, second)))
-        for role in sorted(roles)
-    }
-    draft.instances += 1
-    repeats = rng.uniform(0.7, 1.3)
-    for part in prop.parts:
-        px, py, pz = np.array(part.centre) * scale
-        centre = (x + np.cos(yaw) * px + np.sin(yaw) * pz, -py, z - np.sin(yaw) * px + np.cos(yaw) * pz)
-        fit = part.role == "front" or (part.shape == ELLIPSOID and texture in ("checker", "stripes"))
-        draft.add(
-            part.shape,
-            centre,
-            np.array(part.half) * scale,
-            material[part.role],
-            yaw,
-            FIT if fit else repeats,
-            1.0,
-            draft.instances,
-        )
-    draft.occupied.append((x, z, radius))
-    draft.named.append(_article(f"{name} {prop.noun}"))
-    return True
-
-
-def _panels(draft: _Draft, size, height) -> None:
-    """Doors, windows and pictures: thin boxes on the walls, part of the place itself (instance 0)."""
-    rng = draft.rng
-    chosen = [("door", 0.45, 1.02)] + [
-        ("window", rng.uniform(0.5, 1.0), rng.uniform(0.45, 0.65)) for _ in range(rng.integers(1, 3))
-    ]
-    chosen += [("picture", rng.uniform(0.3, 0.65), rng.uniform(0.25, 0.45)) for _ in range(rng.integers(1, 4))]
-    taken = []
-    for name, half_width, half_height in chosen:
-        for _ in range(8):
-            side, along = int(rng.integers(4)), rng.uniform(-0.8, 0.8)
-            span = size[side % 2]
-            if (
-                all(s != side or abs(a - along) * span > w + half_width + 0.1 for s, a, w in taken)
-                and abs(along) * span < span - half_width - 0.05
-            ):
-                break
-        else:
-            continue
-        if not draft.fits(1, 1):
-            return
-        taken.append((side, along, half_width))
-        middle = half_height if name == "door" else min(rng.uniform(1.4, 1.6), height - half_height - 0.1)
-        x, z, yaw = _wall_pose(side, along, 0.015, size)
-        face = draft.material(name, draft.color()[1], draft.color()[1], emission=0.75 if name == "window" else 0.0)
-        draft.add(BOX, (x, -middle, z), (half_width, half_height, 0.025), face, yaw)
-
-
-def _movers(draft: _Draft, size, height) -> None:
-    """None to three objects that slide, roll, circle or float, each on a patch of floor of its own."""
-    rng = draft.rng
-    for _ in range(rng.choice(4, p=[0.15, 0.4, 0.3, 0.15])):
-        radius = rng.uniform(0.18, 0.34)
-        amplitude = rng.uniform(0.35, 0.8)
-        motion = str(rng.choice(["slides", "circles", "floats"]))
-        room = radius + (amplitude if motion != "floats" else 0.0)
-        if not draft.fits(1, 1):
-            return
-        for _ in range(12):
-            x, z = rng.uniform(-1, 1, 2) * np.maximum(np.array(size) - room - 0.25, 0.05)
-            if draft.free(x, z, room):
-                break
-        else:
-            continue
-        shape, noun = [(BOX, "box"), (ELLIPSOID, "sphere"), (CYLINDER, "cylinder")][rng.integers(3)]
-        half = radius * np.array([1.0, 1.0 if shape == ELLIPSOID else rng.uniform(0.8, 1.5), 1.0])
-        name, color = draft.color()
-        surface = draft.material(
-            str(rng.choice(["flat", "dots", "checker", "stripes", "plaid", "clouds"])), color, draft.color()[1]
-        )
-        heading, speed = rng.uniform(-np.pi, np.pi), rng.uniform(0.5, 0.95)
-        forth, aside = (
-            amplitude * np.array([np.cos(heading), 0, np.sin(heading)]),
-            amplitude * np.array([-np.sin(heading), 0, np.cos(heading)]),
-        )
-        lift = rng.uniform(0.0, 0.9) if motion == "circles" else 0.0
-        if motion == "floats":
-            amplitude = min(amplitude, (height - 2 * half[1] - 0.2) / 2)
-            lift, forth = amplitude + 0.1, np.array([0.0, amplitude, 0.0])
-        says = {"slides": "slides back and forth", "circles": "moves in circles", "floats": "floats up and down"}[
-            motion
-        ]
-        draft.instances += 1
-        draft.add(
-            shape, (x, -half[1] - lift - 0.01, z), half, surface, heading, rng.uniform(0.8, 1.6), 1.0, draft.instances,
-            sin_amplitude=forth, cos_amplitude=aside if motion == "circles" else np.zeros(3),
-            rate=speed / amplitude, phase=rng.uniform(-np.pi, np.pi),
-        )  # fmt: skip
-        draft.occupied.append((x, z, room))
-        draft.motions.append(_article(f"{name} {noun}") + " " + says)
-
-
-_SURFACES = {
-    "plaster": "plaster", "striped": "stripes", "brick": "brick", "tiled": "tiles", "wooden": "wood",
-    "stone": "stone", "checkered": "checker", "marble": "marble", "patterned": "plaid", "dotted": "dots",
-}  # fmt: skip
-_WALLS = ("plaster", "plaster", "striped", "brick", "tiled", "wooden", "patterned", "dotted")
-_FLOORS = ("wooden", "wooden", "tiled", "stone", "checkered", "marble")
-
-
-def _soften(a, b, contrast):
-    """The second colour, drawn towards the first: large surfaces are calmer than objects."""
-    return a * (1 - contrast) + np.asarray(b) * contrast
-
-
-def _surface(draft: _Draft, choices, brightness) -> tuple[str, int]:
-    name = str(draft.rng.choice(choices))
-    base = np.array(textures.PALETTE[str(draft.rng.choice(list(textures.PALETTE)))])
-    base = _soften(np.array([0.74, 0.70, 0.64]), base, draft.rng.uniform(0.1, 0.75)) * brightness
-    if name == "brick":
-        base = np.array([0.62, 0.36, 0.27]) * draft.rng.uniform(0.75, 1.25)
-    elif name == "wooden":
-        base = np.array([0.60, 0.42, 0.27]) * draft.rng.uniform(0.7, 1.3)
-    return name, draft.material(_SURFACES[name], base, _soften(base, draft.color()[1], draft.rng.uniform(0.2, 0.55)))
-
-
-def _room(draft: _Draft):
+def _room(draft: Draft):
     rng = draft.rng
     size, height = rng.uniform(2.0, 3.8, 2), rng.uniform(2.6, 3.2)
-    wall, wall_material = _surface(draft, _WALLS, rng.uniform(0.85, 1.2))
-    floor, floor_material = _surface(draft, _FLOORS, rng.uniform(0.65, 1.0))
+    wall, wall_material = surface(draft, WALLS, rng.uniform(0.85, 1.2))
+    floor, floor_material = surface(draft, FLOORS, rng.uniform(0.65, 1.0))
     ceiling = draft.material("plaster", np.full(3, rng.uniform(0.8, 0.95)), np.full(3, 0.7))
     draft.add(
         BOX,
@@ -305,7 +115,7 @@ def _room(draft: _Draft):
         (wall_material, ceiling, floor_material),
         repeats=rng.uniform(0.45, 0.8),
     )
-    _panels(draft, size, height)
+    add_panels(draft, size, height)
     if rng.random() < 0.5:
         rug = draft.material(
             str(rng.choice(["plaid", "stripes", "dots", "clouds"])), draft.color()[1], draft.color()[1]
@@ -322,22 +132,24 @@ def _room(draft: _Draft):
     warm = np.array([1.0, rng.uniform(0.88, 1.0), rng.uniform(0.72, 1.0)])
     light = dict(
         light=np.array([*(rng.uniform(-0.6, 0.6, 2) * size), 0.0])[[0, 2, 1]] + [0, 0.35 - height, 0],
-        light_color=warm * rng.uniform(0.75, 1.1), ambient=np.array([0.95, 1.0, 1.06]) * rng.uniform(0.42, 0.62), reach=rng.uniform(3.0, 5.0),
-    )  # fmt: skip
+        light_color=warm * rng.uniform(0.75, 1.1),
+        ambient=np.array([0.95, 1.0, 1.06]) * rng.uniform(0.42, 0.62),
+        reach=rng.uniform(3.0, 5.0),
+    )
     return "room", wall, floor, size, height, light
 
 
-def _courtyard(draft: _Draft):
+def _courtyard(draft: Draft):
     rng = draft.rng
     size, height = rng.uniform(3.2, 5.5, 2), rng.uniform(2.0, 3.2)
     dusk = rng.random()
-    zenith = _soften(np.array([0.30, 0.52, 0.88]), (0.45, 0.42, 0.62), dusk**3)
+    zenith = soften(np.array([0.30, 0.52, 0.88]), (0.45, 0.42, 0.62), dusk**3)
     dome = draft.material(
-        "sky", zenith, _soften(np.array([0.82, 0.90, 0.97]), (0.98, 0.80, 0.62), dusk**2), emission=1.0
+        "sky", zenith, soften(np.array([0.82, 0.90, 0.97]), (0.98, 0.80, 0.62), dusk**2), emission=1.0
     )
     top = draft.material("flat", zenith, zenith, emission=1.0)
-    floor, floor_material = _surface(draft, ("stone", "stone", "tiled", "brick", "wooden"), rng.uniform(0.7, 1.0))
-    wall, wall_material = _surface(
+    floor, floor_material = surface(draft, ("stone", "stone", "tiled", "brick", "wooden"), rng.uniform(0.7, 1.0))
+    wall, wall_material = surface(
         draft, ("brick", "brick", "stone", "plaster", "wooden", "tiled"), rng.uniform(0.8, 1.15)
     )
     far = SKY_DISTANCE
@@ -347,23 +159,24 @@ def _courtyard(draft: _Draft):
     )
     repeats = rng.uniform(0.4, 0.7)
     for side in range(4):
-        x, z, yaw = _wall_pose(side, 0.0, -0.15, size)
+        x, z, yaw = wall_pose(side, 0.0, -0.15, size)
         draft.add(
             BOX, (x, -height / 2, z), (size[side % 2] + 0.3, height / 2 + 0.01, 0.15), wall_material, yaw, repeats
         )
     for _ in range(rng.integers(1, 4)):
         side, tall = int(rng.integers(4)), rng.uniform(4.0, 8.0)
-        x, z, yaw = _wall_pose(side, rng.uniform(-1, 1), -rng.uniform(2.5, 5.0), size)
+        x, z, yaw = wall_pose(side, rng.uniform(-1, 1), -rng.uniform(2.5, 5.0), size)
         face = draft.material("facade", draft.color()[1], draft.color()[1])
         draft.add(BOX, (x, -tall / 2, z), (rng.uniform(1.5, 3.0), tall / 2, 1.2), face, yaw)
     if rng.random() < 0.8:
-        _panels(draft, size, height)
+        add_panels(draft, size, height)
     angle, rise = rng.uniform(-np.pi, np.pi), rng.uniform(0.6, 1.3)
     light = dict(
         light=40.0 * np.array([np.cos(angle), -np.tan(rise), np.sin(angle)]),
-        light_color=_soften(np.array([0.95, 0.92, 0.84]), (1.0, 0.72, 0.48), dusk**2) * rng.uniform(0.75, 0.95),
-        ambient=np.array([0.92, 1.0, 1.1]) * rng.uniform(0.52, 0.68), reach=1e6,
-    )  # fmt: skip
+        light_color=soften(np.array([0.95, 0.92, 0.84]), (1.0, 0.72, 0.48), dusk**2) * rng.uniform(0.75, 0.95),
+        ambient=np.array([0.92, 1.0, 1.1]) * rng.uniform(0.52, 0.68),
+        reach=1e6,
+    )
     return "courtyard", wall, floor, size, height, light
 
 
@@ -375,10 +188,10 @@ def _name(place: str, named: list[str]) -> str:
     return place
 
 
-def _caption(draft: _Draft, place: str, wall: str, floor: str) -> str:
+def _caption(draft: Draft, place: str, wall: str, floor: str) -> str:
     count = int(draft.rng.integers(2, 5))
     named = draft.named[:count]
-    text = f"{_article(_name(place, named))} with {wall} walls and {_article(floor)} floor"
+    text = f"{with_article(_name(place, named))} with {wall} walls and {with_article(floor)} floor"
     if named:
         text += " , " + (" , ".join(named[:-1]) + " and " if len(named) > 1 else "") + named[-1]
     if draft.motions:
@@ -386,7 +199,7 @@ def _caption(draft: _Draft, place: str, wall: str, floor: str) -> str:
     return text
 
 
-def _freeze(draft: _Draft, light: dict, caption: str) -> Scene:
+def _freeze(draft: Draft, light: dict, caption: str) -> Scene:
     empty = dict(
         kind=0,
         centre=np.zeros(3),
@@ -416,14 +229,13 @@ def _freeze(draft: _Draft, light: dict, caption: str) -> Scene:
 
 def sample_scene(seed: int) -> Scene:
     """A room or courtyard, furnished and lit; the same seed always gives the same place."""
-    draft = _Draft(np.random.default_rng(seed))
+    draft = Draft(np.random.default_rng(seed))
     rng = draft.rng
     place, wall, floor, size, height, light = _courtyard(draft) if rng.random() < 0.3 else _room(draft)
-    _movers(draft, size, height)
-    suited = [prop for prop in PROPS if prop.outdoor or place == "room"]
+    add_movers(draft, size, height)
+    suited = [prop for prop in PROPS if (prop.outdoor if place == "courtyard" else prop.noun != "tree")]
     wanted = int(rng.integers(3, 7))
     for index in rng.permutation(len(suited)):
-        wanted -= suited[index].noun != "tree" and _furnish(draft, suited[index], size, height) or 0
-        if wanted <= 0:
-            break
+        if wanted > 0 and furnish(draft, suited[index], size, height):
+            wanted -= 1
     return _freeze(draft, light, _caption(draft, place, wall, floor))

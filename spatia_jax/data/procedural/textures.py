@@ -51,7 +51,7 @@ def _grid(rows: float, columns: float):
 
 
 def _cells(rng, rows, columns, offset=0.0):
-    """A wall of cells, every other row shifted by `offset`: (distance to the joint in [0, .5] along y, x; a random number per cell)."""
+    """Cells with every other row shifted by `offset`: distance to the joint along y, along x, and a number per cell."""
     y, x = _grid(rows, columns)
     row = np.floor(y).astype(int)
     x = x + offset * (row % 2)
@@ -65,7 +65,7 @@ def plaster(rng, a, b):
 
 
 def stripes(rng, a, b):
-    _, x = _grid(1, rng.integers(3, 7))
+    _, x = _grid(1, int(rng.integers(3, 7)))
     width = rng.uniform(0.25, 0.6)
     weight = (x % 1 < width).astype(float)
     return _mix(a, b, 0.9 * weight) * (0.88 + 0.2 * noise(rng, 1.2)[..., None])
@@ -125,7 +125,7 @@ def clouds(rng, a, b):
 
 
 def plaid(rng, a, b):
-    y, x = _grid(rng.integers(2, 5), rng.integers(2, 5))
+    y, x = _grid(*map(int, rng.integers(2, 5, 2)))
     weight = 0.4 * (np.abs(y % 1 - 0.5) < 0.18) + 0.4 * (np.abs(x % 1 - 0.5) < 0.18)
     return _mix(a, b, weight) * (0.9 + 0.2 * noise(rng, 0.6)[..., None])
 
@@ -241,7 +241,7 @@ def sky(rng, a, b):
 
 
 def bake(draw: Callable, rng: np.random.Generator, a, b) -> np.ndarray:
-    """Draw a texture and its mip pyramid, packed as one uint32 (r | g << 8 | b << 16) per texel, levels one after the other.
+    """Draw a texture and its mip pyramid, packed as one uint32 (r | g << 8 | b << 16) a texel, level after level.
 
     Returns:
       uint32 [(4 SIZE² - 1) / 3]: level l has SIZE >> l texels a side and starts at 4 (SIZE² - (SIZE >> l)²) / 3.
