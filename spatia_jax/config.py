@@ -1,0 +1,171 @@
+"""One experiment as one typed value: the configs of the parts, put together and checked against each other.
+
+An experiment is a Python file under `configs/` with a function `experiment() -> Experiment`; any field can be
+overridden on the command line (`--clip.references 2`). Checks are made when the value is built, before any compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spatia_jax.data.procedural import ProceduralConfig
+from spatia_jax.diffusion import FlowConfig, SamplerConfig
+from spatia_jax.errors import InputError
+from spatia_jax.mapper import MapperConfig
+from spatia_jax.memory import RetrievalConfig
+from spatia_jax.models.autoencoder import AutoencoderConfig
+from spatia_jax.models.depth import DepthConfig
+from spatia_jax.models.text_encoder import TextEncoderConfig
+from spatia_jax.models.transformer import TransformerConfig
+from spatia_jax.splat import SplatConfig
+from spatia_jax.training.loop import FitConfig
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of a clip (spec 2.2, 2.3). The released setting is 704 x 1248 at 24 fps, 121 then 9 + 72 frames."""
+
+    height: int
+    width: int
+    fps: int
+    opening_frames: int  # of the first clip, the photo included
+    new_frames: int  # that each continuing clip adds
+    history_frames: int  # clean, at the head of a continuing clip
+    references: int  # retrieved frames, one latent each
+    target_stride: int  # every n-th view of a clip asks for a reference
+    reference_stride: int  # every n-th generated frame enters the frame bank
+    text_length: int  # tokens of a prompt
+
+    def __post_init__(self):
+        for name in ("opening_frames", "history_frames"):
+            if getattr(self, name) % 4 != 1:
+                raise InputError(f"clip.{name} is {getattr(self, name)}; it must be 4k + 1 (1, 5, 9, 13, ...)")
+        if self.new_frames % 4 or self.new_frames < 4:
+            raise InputError(f"clip.new_frames is {self.new_frames}; it must be a positive multiple of 4")
+        if self.history_frames > self.opening_frames:
+            raise InputError(
+                f"clip.history_frames is {self.history_frames}; it cannot exceed clip.opening_frames "
+                f"({self.opening_frames})"
+            )
+
+    @property
+    def continuing_frames(self) -> int:
+        """Frames that a continuing clip denoises and decodes, history included."""
+        return self.history_frames + self.new_frames
+
+    def frames_of(self, clips: int) -> int:
+        """Length of a video of so many clips."""
+        return self.opening_frames + (clips - 1) * self.new_frames
+
+    def clips_for(self, frames: int) -> int:
+        """The number of clips that covers so many frames (the last one may be padded)."""
+        return 1 + max(0, -(-(frames - self.opening_frames) // self.new_frames))
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The spatial memory: how large, how fine, how it is asked."""
+
+    capacity: int  # points
+    voxel_size: float  # metres (or scene units)
+    bank_frames: int  # past frames that can be retrieved
+    map_stride: int = 6  # every n-th new frame brings points (the release: 4 frames a second at 24)
+    pixel_stride: int = 1  # and of it every n-th pixel in both directions
+    retrieval: RetrievalConfig = RetrievalConfig()
+    use_map: bool = True  # False: the projection is withheld (the paper's ablation, Table 4)
+    use_references: bool = True  # False: likewise the retrieved frames
+
+    def __post_init__(self):
+        if self.voxel_size <= 0:
+            raise InputError(f"memory.voxel_size is {self.voxel_size}; it must be positive, in metres")
+        if self.bank_frames < 1:
+            raise InputError(f"memory.bank_frames is {self.bank_frames}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How each network of the experiment is trained by train.py."""
+
+    autoencoder: FitConfig = FitConfig()
+    depth: FitConfig = FitConfig()
+    stage1: FitConfig = FitConfig()
+    stage2: FitConfig = FitConfig()
+    crop: int = 96  # pixels: side of the autoencoder's training crops
+    crop_frames: int = 9
+    drop_text: float = 0.1  # probability of an empty prompt
+    drop_map: float = 0.1  # probability that the projection is withheld
+    drop_references: float = 0.1
+    opening_share: float = 0.3  # of the batches of stage 2 that are opening clips
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that determines a model, its memory, its sampling and its training."""
+
+    name: str
+    clip: ClipConfig
+    autoencoder: AutoencoderConfig
+    transformer: TransformerConfig
+    text_encoder: TextEncoderConfig
+    depth: DepthConfig
+    splat: SplatConfig
+    memory: MemoryConfig
+    mapper: MapperConfig
+    flow: FlowConfig
+    sampler: SamplerConfig
+    control_scale: float = 1.0  # of the hints; 0 = the projection is ignored
+    guidance: float = 3.5  # of the text; 1 = none, and half the compute
+    procedural: ProceduralConfig = ProceduralConfig()
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self):
+        if self.autoencoder.z_dim != self.transformer.in_dim:
+            raise InputError(
+                f"autoencoder.z_dim ({self.autoencoder.z_dim}) and transformer.in_dim ({self.transformer.in_dim}) "
+                "must be equal"
+            )
+        multiple = self.autoencoder.space_factor * self.transformer.patch_size[1]
+        for name in ("height", "width"):
+            if getattr(self.clip, name) % multiple:
+                raise InputError(f"clip.{name} is {getattr(self.clip, name)}; it must be a multiple of {multiple}")
+        if self.text_encoder.dim != self.transformer.text_dim:
+            raise InputError(
+                f"text_encoder.dim ({self.text_encoder.dim}) and transformer.text_dim "
+                f"({self.transformer.text_dim}) must be equal"
+            )
+        pixels = self.clip.height * self.clip.width
+        if self.memory.capacity < pixels:
+            raise InputError(
+                f"memory.capacity is {self.memory.capacity}; one {self.clip.width} x {self.clip.height} photo alone "
+                f"can bring {pixels} points, so it must be at least that"
+            )
+
+    def world_fingerprint(self) -> str:
+        """A hash of what a saved world's arrays depend on: a world opens only under an equal one."""
+        parts = {name: dataclasses.asdict(getattr(self, name)) for name in ("clip", "memory")}
+        for name in ("use_map", "use_references", "retrieval"):
+            parts["memory"].pop(name)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """The experiment that a config file defines.
+
+    Raises:
+        InputError: no such file, or no `experiment()` in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none found here"
+        raise InputError(f"no config file {path}; known: {known}")
+    spec = importlib.util.spec_from_file_location(f"spatia_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "experiment"):
+        raise InputError(f"{path} defines no function experiment() -> Experiment")
+    return module.experiment()

@@ -1,0 +1,92 @@
+"""The networks of an experiment as pure functions of their parameters.
+
+Flax declares the layers; `nnx.split` happens once, here, and from then on parameters are a plain pytree
+`{"autoencoder": ..., "transformer": ..., "text_encoder": ..., "depth": ...}`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from spatia_jax.config import Experiment
+from spatia_jax.models.autoencoder import Autoencoder
+from spatia_jax.models.depth import DepthNetwork
+from spatia_jax.models.text_encoder import TextEncoder
+from spatia_jax.models.transformer import VideoTransformer
+
+Params = Any
+
+_NETWORKS = {
+    "autoencoder": Autoencoder,
+    "transformer": VideoTransformer,
+    "text_encoder": TextEncoder,
+    "depth": DepthNetwork,
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An experiment's networks without their parameters: static and hashable, so it can be closed over by jit."""
+
+    config: Experiment
+
+    def _module(self, name: str, key: Array) -> nnx.Module:
+        return _NETWORKS[name](getattr(self.config, name), rngs=nnx.Rngs(key))
+
+    @functools.cached_property
+    def _graphs(self) -> dict[str, nnx.GraphDef]:
+        abstract = {name: nnx.eval_shape(lambda n=name: self._module(n, jax.random.key(0))) for name in _NETWORKS}
+        return {name: nnx.split(module)[0] for name, module in abstract.items()}
+
+    def init(self, name: str, key: Array) -> Params:
+        """Fresh parameters of one network."""
+        return nnx.to_pure_dict(nnx.split(self._module(name, key))[1])
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of all parameters; costs no memory."""
+        return {name: jax.eval_shape(functools.partial(self.init, name), jax.random.key(0)) for name in _NETWORKS}
+
+    def _call(self, name: str, params: Params, method: str, *args, **kwargs):
+        graph = self._graphs[name]
+        module = nnx.merge(graph, nnx.State(params))
+        return getattr(module, method)(*args, **kwargs)
+
+    def encode(self, params: Params, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f p q c"]:
+        """Video in [-1, 1] to normalised latents, f = 1 + (t - 1) / 4."""
+        return self._call("autoencoder", params["autoencoder"], "encode", video)
+
+    def decode(self, params: Params, latents: Float[Array, "b f p q c"]) -> Float[Array, "b t h w 3"]:
+        """Normalised latents to video, clamped to [-1, 1]."""
+        return jnp.clip(self.reconstruct(params, latents), -1.0, 1.0)
+
+    def encode_moments(self, params: Params, video: Float[Array, "b t h w 3"]) -> tuple[Array, Array]:
+        """Mean and log variance of the latents, each [b, f, p, q, c]: for training the autoencoder."""
+        return self._call("autoencoder", params["autoencoder"], "encode_moments", video)
+
+    def reconstruct(self, params: Params, latents: Float[Array, "b f p q c"]) -> Float[Array, "b t h w 3"]:
+        """Like `decode`, but unclamped, so that every pixel has a gradient."""
+        return self._call("autoencoder", params["autoencoder"], "decode", latents)
+
+    def embed_text(
+        self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "b l d"]:
+        """Token ids to text context; rows after a text's end are zero."""
+        return self._call("text_encoder", params["text_encoder"], "__call__", ids, mask)
+
+    def estimate_depth(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w"]:
+        """Metric depth of images in [-1, 1]."""
+        return self._call("depth", params["depth"], "__call__", images)
+
+    def denoise(self, params: Params, latents, timesteps, context, **conditions) -> Float[Array, "b f p q c"]:
+        """One evaluation of the transformer with its control branch (see `VideoTransformer`)."""
+        return self._call("transformer", params["transformer"], "__call__", latents, timesteps, context, **conditions)
+
+    def __hash__(self) -> int:
+        return hash(self.config)

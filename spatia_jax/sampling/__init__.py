@@ -1,0 +1,1 @@
+"""From what a person gives (files, words) to a rollout and what they get back (video, world, report)."""

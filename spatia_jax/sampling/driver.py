@@ -1,0 +1,118 @@
+"""A rollout for people: clip by clip, with progress, saved after every clip, resumable to the bit.
+
+The same functions as `world.rollout`, compiled in three pieces (prepare, one denoising step, finish) so that progress
+can be shown between them. One compiled set serves the opening clip and one all continuing clips.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from spatia_jax import diffusion
+from spatia_jax.model import Model, Params
+from spatia_jax.world import Clip, ClipRequest, World, denoiser, finish, given, prepare
+
+
+class Progress(Protocol):
+    """Told what happens, clip by clip (see `io.progress.RolloutProgress`)."""
+
+    def start_clip(self, index: int, prompt: str) -> None: ...
+
+    def stage(self, name: str) -> None: ...
+
+    def step(self, completed: int) -> None: ...
+
+    def finish_clip(self, num_points: int) -> None: ...
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage; a stage ends when its arrays are there."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+class Driver:
+    """Compiled pieces of a clip for one model; build it once."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self._prepare = jax.jit(functools.partial(prepare, model), static_argnames="opening")
+        self._init = jax.jit(
+            lambda c: diffusion.init_state(c.noise, clean=c.clean, is_clean=c.is_clean)
+        )
+        self._step = jax.jit(
+            lambda params, conditions, state, row: diffusion.step(
+                denoiser(model, params, conditions), state, row, **given(model, conditions)
+            )
+        )
+        self._finish = jax.jit(functools.partial(finish, model))
+
+    def compiled_sizes(self) -> dict[str, int]:
+        """How many versions of each piece have been compiled: at most two each, opening and continuing."""
+        pieces = {"prepare": self._prepare, "step": self._step, "finish": self._finish}
+        return {name: piece._cache_size() for name, piece in pieces.items()}
+
+    def run_clip(
+        self, params: Params, world: World, request: ClipRequest, *, opening: bool, progress: Progress
+    ) -> tuple[World, Clip, dict[str, float]]:
+        """One clip. Returns the next world, the clip, and seconds by stage."""
+        watch = Stopwatch()
+        progress.stage("project and retrieve")
+        with watch("project and retrieve"):
+            projection, conditions, references = self._prepare(params, world, request, opening=opening)
+            state = jax.block_until_ready(self._init(conditions))
+        progress.stage("denoise")
+        with watch("denoise"):
+            for index, row in enumerate(diffusion.make_plan(self.model.config.sampler)):
+                state = jax.block_until_ready(self._step(params, conditions, state, row))
+                progress.step(index + 1)
+        progress.stage("decode and map")
+        with watch("decode and map"):
+            latents = state.latents[:, conditions.num_references :]
+            world, clip = self._finish(params, world, request, projection, latents, references)
+            jax.block_until_ready((world.point_map.positions, clip.frames))
+        return world, clip, watch.seconds
+
+    def run(
+        self,
+        params: Params,
+        world: World,
+        requests: list[ClipRequest],
+        prompts: list[str],
+        *,
+        progress: Progress,
+        keep: Callable[[int, World, Clip, dict[str, float]], None],
+    ) -> World:
+        """All clips from `world.clip_index` on; `keep` stores each one before the next begins.
+
+        Args:
+            requests: one for each clip of the whole video, the opening one first; those already made are skipped.
+            prompts: their texts, for the progress display.
+            keep: called with clip number, the world after it, the clip, and its seconds by stage.
+        """
+        for index in range(int(world.clip_index), len(requests)):
+            progress.start_clip(index, prompts[index])
+            world, clip, seconds = self.run_clip(params, world, requests[index], opening=index == 0, progress=progress)
+            keep(index, world, clip, seconds)
+            progress.finish_clip(int(world.point_map.num_points))
+        return world
+
+
+def to_images(projection_color: np.ndarray) -> np.ndarray:
+    """Colours in [0, 1] to bytes."""
+    return np.round(np.clip(np.asarray(projection_color), 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,120 @@
+"""The command behind train.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence as Source
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from spatia_jax.config import Experiment, load_experiment
+from spatia_jax.data import open_sequences
+from spatia_jax.errors import InputError
+from spatia_jax.model import Model, Params
+from spatia_jax.text import Tokenizer, train_tokenizer
+from spatia_jax.training.examples import KINDS, build_examples, example_batches
+from spatia_jax.training.generator import GeneratorObjective
+from spatia_jax.training.latents import normalize_latents
+from spatia_jax.training.loop import fit
+from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective
+from spatia_jax.training.sources import crop_batches, depth_batches
+from spatia_jax.weights.store import load_params, save_params
+
+PARTS = ("autoencoder", "depth", "stage1", "stage2")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArgs:
+    """What to train, on what, and where to.
+
+    Attributes:
+        part: autoencoder and depth stand alone; stage1 (opening clips) needs the autoencoder, stage2 (history and
+            references) continues stage1.
+        output: a folder for everything: checkpoints, metrics, trained weights.
+        data: a prepared data set of posed sequences; without one the procedural world is rendered to `output/data`.
+        experiment: any of its fields can be set.
+    """
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    part: Literal["autoencoder", "depth", "stage1", "stage2"] = "autoencoder"
+    output: Path = Path("runs/tiny")
+    data: Path | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status; bad input is one line on standard error."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if not argv or argv[0].startswith("-"):
+            raise InputError("the first argument is a config file, e.g. python train.py configs/tiny.py --part depth")
+        default = TrainArgs(experiment=load_experiment(argv[0]))
+        train(tyro.cli(TrainArgs, default=default, args=argv[1:], prog=f"train.py {argv[0]}"))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(args: TrainArgs) -> None:
+    """Trains the asked part and writes its parameters (the moving average) to `output/weights`."""
+    model, weights = Model(args.experiment), args.output / "weights"
+    source = open_sequences(args.experiment.procedural, args.data or args.output / "data")
+    trainer = {"autoencoder": _train_autoencoder, "depth": _train_depth, "stage1": _train_stage1, "stage2": _train_stage2}
+    params = trainer[args.part](model, source, args.output, weights)
+    for name, value in params.items():
+        save_params(weights / f"{name}.safetensors", value)
+        print(f"wrote {weights / name}.safetensors")
+
+
+def _train_autoencoder(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
+    training = model.config.training
+    batches = crop_batches(
+        source, frames=training.crop_frames, crop=training.crop,
+        batch_size=training.autoencoder.batch_size, seed=training.autoencoder.seed,
+    )  # fmt: skip
+    state = fit(AutoencoderObjective(model), training.autoencoder, batches, output / "autoencoder")
+    sample = np.stack([source[i]["frames"][: model.config.clip.opening_frames] for i in range(min(64, len(source)))])
+    return {"autoencoder": normalize_latents(model, state.ema, sample)}
+
+
+def _train_depth(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
+    config = model.config.training.depth
+    batches = depth_batches(source, batch_size=config.batch_size, seed=config.seed)
+    return {"depth": fit(DepthObjective(model), config, batches, output / "depth").ema}
+
+
+def _train_stage1(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
+    return _train_generator(model, source, output, weights, "stage1", opening_share=1.0, start=None)
+
+
+def _train_stage2(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
+    names = ("transformer", "text_encoder")
+    abstract = model.abstract_params()
+    start = {name: load_params(weights / f"{name}.safetensors", abstract[name]) for name in names}
+    share = model.config.training.opening_share
+    return _train_generator(model, source, output, weights, "stage2", opening_share=share, start=start)
+
+
+def _train_generator(model, source, output, weights, stage: str, *, opening_share: float, start) -> dict[str, Params]:
+    config = getattr(model.config.training, stage)
+    tokenizer = _tokenizer(model, source, weights)
+    frozen = {"autoencoder": load_params(weights / "autoencoder.safetensors", model.abstract_params()["autoencoder"])}
+    for kind in KINDS if opening_share < 1.0 else ("opening",):
+        build_examples(model, frozen, source, tokenizer, output / "examples", kind)
+    batches = example_batches(
+        output / "examples", tokenizer, model.config.clip.text_length,
+        batch_size=config.batch_size, seed=config.seed, opening_share=opening_share,
+    )  # fmt: skip
+    return fit(GeneratorObjective(model), config, batches, output / stage, start=start).ema
+
+
+def _tokenizer(model: Model, source: Source[dict], weights: Path) -> Tokenizer:
+    path = weights / "tokenizer.json"
+    if not path.exists():
+        captions = [source[i]["caption"] for i in range(len(source))]
+        train_tokenizer(captions, model.config.text_encoder.vocab, path)
+    return Tokenizer.load(path)

@@ -1,0 +1,60 @@
+"""What the autoencoder and the depth network are trained for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from spatia_jax.model import Model
+from spatia_jax.models.depth_loss import depth_loss
+from spatia_jax.training.state import Params
+from spatia_jax.world import to_signed
+
+
+@dataclass(frozen=True)
+class AutoencoderObjective:
+    """Reconstruction of crops, with a light pull of the latents towards a unit Gaussian (a VAE whose mode is used).
+
+    The squared error is what PSNR measures; the absolute error keeps edges; the error of finite differences keeps
+    texture from being averaged away.
+    """
+
+    model: Model
+    kl_weight: float = 1e-5
+
+    def init(self, key: Array) -> Params:
+        return self.model.init("autoencoder", key)
+
+    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
+        """`batch["frames"]`: [b, t, h, w, 3] uint8."""
+        video = to_signed(batch["frames"])
+        mean, logvar = self.model.encode_moments({"autoencoder": params}, video)
+        latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+        error = self.model.reconstruct({"autoencoder": params}, latents) - video
+        squared = jnp.mean(jnp.square(error))
+        edges = jnp.mean(jnp.abs(jnp.diff(error, axis=-2))) + jnp.mean(jnp.abs(jnp.diff(error, axis=-3)))
+        kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+        loss = squared + 0.2 * jnp.mean(jnp.abs(error)) + 0.1 * edges + self.kl_weight * kl
+        return loss, {"psnr": 10 * jnp.log10(4.0 / squared), "kl": kl}
+
+
+@dataclass(frozen=True)
+class DepthObjective:
+    """Metric depth of single frames."""
+
+    model: Model
+
+    def init(self, key: Array) -> Params:
+        return self.model.init("depth", key)
+
+    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
+        """`batch`: frames [b, h, w, 3] uint8, depth [b, h, w] metres."""
+        del key
+        target = batch["depth"].astype(jnp.float32)
+        predicted = self.model.estimate_depth({"depth": params}, to_signed(batch["frames"]))
+        relative = jnp.mean(jnp.abs(predicted - target) / target)
+        return depth_loss(predicted, target, target > 0), {"relative_error": relative}
