@@ -1,6 +1,6 @@
 """Depth-Anything-V2 weights (the Hugging Face layout of `DepthAnythingForDepthEstimation`) to our parameters and back.
 
-Every parameter of ours comes from exactly one official tensor. The released files hold two tensors that the forward pass
+Every parameter of ours comes from exactly one official tensor. The released files hold two things that the forward pass
 never reads, `backbone.embeddings.mask_token` and the skip unit of the deepest fusion layer; the import ignores
 them and the export leaves them out.
 """

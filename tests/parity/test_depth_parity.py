@@ -22,7 +22,7 @@ CONFIG = DepthConfig(
     neck_dims=(8, 12, 16, 24),
     fusion_dim=16,
     head_dim=8,
-    max_depth=20.0,
+    max_depth=20,
 )
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

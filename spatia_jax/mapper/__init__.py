@@ -1,0 +1,6 @@
+"""Mapper: what new frames add to the point map."""
+
+from spatia_jax.mapper.prior import DepthPrior, Mapper
+from spatia_jax.mapper.update import MapperConfig, MapUpdate, select_points, update
+
+__all__ = ["DepthPrior", "MapUpdate", "Mapper", "MapperConfig", "select_points", "update"]
