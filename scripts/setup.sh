@@ -47,13 +47,13 @@ provide_open3d_libraries() {
 if ! stamped .venv/.installed; then
     make_environment
     echo "setup: installing the locked packages (some minutes the first time)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -r requirements.lock
     provide_open3d_libraries
     stamp .venv/.installed requirements.lock
 fi
 
 if [ "${1:-}" = parity ] && ! stamped .venv/.installed-parity; then
     echo "setup: installing the peers for tests/parity"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt -c requirements.lock
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -r requirements-parity.txt -c requirements.lock
     stamp .venv/.installed-parity requirements.lock requirements-parity.txt
 fi
