@@ -272,6 +272,7 @@ def test_wrong_arguments_get_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="expected a path of at least one view"):
         write_cameras(tmp_path / "x", some_cameras(2)[0])
     zooming = Cameras(some_cameras(2).cam_from_world, jnp.array([[1.0, 1.0, 0.5, 0.5], [1.1, 1.1, 0.5, 0.5]]))
+    zooming = Cameras(some_cameras(2).cam_from_world, jnp.array([[1.0, 1.0, 0.5, 0.5], [1.1, 1.1, 0.5, 0.5]]))
     with pytest.raises(InputError, match="but these cameras zoom"):
         write_cameras(tmp_path / "x", zooming, "7scenes", SIZE)
     for name in ("7scenes", "nerfstudio", "colmap"):
