@@ -1,7 +1,7 @@
 """Causal video autoencoder: 1 + 4n frames to 1 + n latent frames and back (Wan2.2-VAE "38"; spec 2.8).
 
-A clip goes through in one call (`encode`, `decode`), or frame group by frame group in constant memory with the same numbers
-(`encode_streaming`, `decode_streaming`). Nothing depends on later frames.
+A clip goes through in one call (`encode`, `decode`), or frame group by frame group in constant memory with the same
+numbers (`encode_streaming`, `decode_streaming`). Nothing depends on later frames.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from spatia_jax.models.autoencoder_layers import (
 
 # fmt: off
 RELEASED_MEAN = (
-    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098,
-    0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502, -0.2055, -0.0322, 0.1109, 0.1567,
-    -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957,
-    0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891, 0.1570,
+    -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502, -0.2055, -0.0322,
+    0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520,
+    0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
 )
 RELEASED_STD = (
-    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454,
-    0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999,
-    0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444,
-    0.4089, 0.7468, 0.7744,
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165,
+    0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917,
+    0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600,
+    0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 )
 # fmt: on
 
@@ -51,8 +51,8 @@ class AutoencoderConfig:
     Attributes:
         dim, dec_dim: width unit of encoder and decoder.
         z_dim: latent channels.
-        dim_mult: width of each encoder stage in units of `dim`, finest first; the decoder has them in reverse in units of
-            `dec_dim`. All stages but the last halve height and width.
+        dim_mult: width of each encoder stage in units of `dim`, finest first; the decoder has them in reverse in units
+            of `dec_dim`. All stages but the last halve height and width.
         num_res_blocks: residual blocks of an encoder stage; a decoder stage has one more.
         temporal_downsample: for each stage but the last, whether it halves the number of frames too.
         patch_size: side of the pixel squares that become channels before the first convolution.
@@ -83,14 +83,14 @@ class AutoencoderConfig:
             )
         if not len(self.latent_mean) == len(self.latent_std) == self.z_dim:
             raise InputError(
-                f"latent_mean and latent_std have {len(self.latent_mean)} and {len(self.latent_std)} entries; z_dim asks for"
-                f" {self.z_dim}"
+                f"latent_mean and latent_std have {len(self.latent_mean)} and {len(self.latent_std)} entries;"
+                f" z_dim asks for {self.z_dim}"
             )
         for inputs, outputs, time, space in _encoder_stages(self):
             if inputs * time * space**2 % outputs:
                 raise InputError(
-                    f"dim_mult {self.dim_mult}: a stage from {inputs} to {outputs} channels has no average-pool shortcut;"
-                    f" its width must divide {inputs * time * space**2}"
+                    f"dim_mult {self.dim_mult}: an encoder stage from {inputs} to {outputs} channels has no averaging"
+                    f" shortcut; {inputs * time * space**2} must be a multiple of {outputs}"
                 )
         for inputs, outputs, time, space in _decoder_stages(self)[:-1]:
             if outputs * time * space**2 % inputs:
@@ -235,7 +235,7 @@ class Autoencoder(nnx.Module):
         return self.normalize(self.encode_moments(video)[0])
 
     def encode_moments(self, video: Float[Array, "b t h w 3"]) -> tuple[Array, Array]:
-        """Mean and log-variance [b, f, p, q, z] of the latents as the network gives them, not normalised (for training)."""
+        """Mean and log-variance [b, f, p, q, z] of the latents, not normalised (for training)."""
         self._check_video(video)
         moments, _ = self._encode(video, None)
         return tuple(jnp.split(moments, 2, axis=-1))
@@ -305,6 +305,6 @@ class Autoencoder(nnx.Module):
         time, space = self.config.time_factor, self.config.space_factor
         if t % time != 1 % time or h % space or w % space:
             raise InputError(
-                f"video of {t} frames, {h} x {w} pixels: the autoencoder takes 1 + {time} n frames, and height and width in"
-                f" multiples of {space}"
+                f"video of {t} frames, {h} x {w} pixels: the autoencoder takes 1 + {time} n frames,"
+                f" and height and width in multiples of {space}"
             )

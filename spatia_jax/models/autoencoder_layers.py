@@ -1,8 +1,8 @@
-"""Layers of the causal video autoencoder (Wan2.2 "38", spec 2.8): convolutions that look only back in time, and resampling.
+"""Layers of the causal video autoencoder (Wan2.2 "38", spec 2.8): convolutions that look only back, and resampling.
 
-Every layer maps consecutive frames [b, t, h, w, c] to consecutive frames and sees the past through a `Stream`, so that one
-code path serves a whole clip in one call and a long video chunk by chunk, with equal numbers. A temporal stage halves or
-doubles all frames but the first of the video, which stands alone.
+Every layer maps consecutive frames [b, t, h, w, c] to consecutive frames and sees the past through a `Stream`, so that
+one code path serves a whole clip in one call and a long video chunk by chunk, with equal numbers. A temporal stage
+halves or doubles all frames but the first of the video, which stands alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from jax import Array, lax
 from jaxtyping import Float
 
 Frames = Float[Array, "b t h w c"]
+Widened = Float[Array, "b t h w d"]
+
+_IMAGES = ("NHWC", "HWIO", "NHWC")
+_VIDEOS = ("NDHWC", "DHWIO", "NDHWC")
 
 
 class Stream:
@@ -34,35 +38,38 @@ class Stream:
         self.carry: list[Array] = []
         self._past = iter(past or ())
 
-    def extend(self, frames: Frames, length: int, before: Frames | None = None) -> Frames:
-        """Puts the `length` frames of the past in front; at the start of a video `before`, or nothing, where zeros count."""
+    def extend(self, frames: Frames, length: int, before: Array | None = None) -> Float[Array, "b u h w c"]:
+        """Frames with the `length` frames before them in front.
+
+        At the start of a video these are `before`, or none: then the layer takes what is missing as zeros.
+        """
         known = before if self.at_start else next(self._past)
         extended = frames if known is None else jnp.concatenate([known, frames], axis=1)
         self.carry.append(_pad_front(extended, max(length - extended.shape[1], 0))[:, -length:])
         return extended
 
 
-def causal_conv(frames: Frames, kernel: Float[Array, "3 r s c d"], context: int) -> Float[Array, "b u h w d"]:
+def causal_conv(frames: Frames, kernel: Float[Array, "3 3 3 c d"], context: int) -> Float[Array, "b u h w d"]:
     """Convolution over time and space: output i sees frames i-2, i-1, i; what lies before `frames` is zero.
 
     Arguments:
         frames: [b, context + u, h, w, c], of which the first `context` (0 or 2) are past and get no output.
         kernel: time taps oldest first.
 
-    On CPU, XLA (jax 0.10.2, 2 cores) runs its 3D convolution at 88 GFLOP/s forward and 66 backward on [1, 17, 32, 56, 48] ->
-    48, the sum of one 2D convolution per time tap at 228 and 111, im2col and a matmul at 43 and 64; on [4, 3, 6, 6, 128] at
-    183/142, 281/268 and 366/371. The taps also skip what meets zeros: a single frame costs a third.
+    On CPU ([4, 9, 24, 24, 48] to 48 channels, 2 cores, jax 0.10.2), XLA runs its 3D convolution at 88 GFLOP/s forward
+    and 65 backward, the sum of one 2D convolution per time tap at 213 and 208, im2col and a matmul at 43 and 64. Taps
+    also skip what meets only zeros: a single frame costs a third.
     """
 
-    def convolve_space(images: Frames, tap: Array) -> Frames:
-        out = lax.conv_general_dilated(_fold_time(images), tap, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return out.reshape(*images.shape[:-1], tap.shape[-1])
+    def convolve_space(frames: Array, tap: Array) -> Array:
+        out = lax.conv_general_dilated(_fold_time(frames), tap, (1, 1), "SAME", dimension_numbers=_IMAGES)
+        return out.reshape(*frames.shape[:-1], tap.shape[-1])
 
-    def convolve_space_time(frames: Frames, kernel: Array) -> Frames:
+    def convolve_space_time(frames: Array, kernel: Array) -> Array:
         padding = ((len(kernel) - 1 - context, 0), (1, 1), (1, 1))
-        return lax.conv_general_dilated(frames, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+        return lax.conv_general_dilated(frames, kernel, (1, 1, 1), padding, dimension_numbers=_VIDEOS)
 
-    def sum_of_taps(frames: Frames, kernel: Array) -> Frames:
+    def sum_of_taps(frames: Array, kernel: Array) -> Array:
         return _sum_over_taps(convolve_space, frames, kernel, context)
 
     return lax.platform_dependent(frames, kernel, cpu=sum_of_taps, default=convolve_space_time)
@@ -93,11 +100,14 @@ def average_down(frames: Frames, channels: int, time: int, space: int) -> Float[
     """
     frames = _pad_front(frames, -frames.shape[1] % time)
     b, t, h, w, c = frames.shape
-    blocks = frames.reshape(b, t // time, time, h // space, space, w // space, space, c).transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    blocks = frames.reshape(b, t // time, time, h // space, space, w // space, space, c)
+    blocks = blocks.transpose(0, 1, 3, 5, 7, 2, 4, 6)
     return blocks.reshape(*blocks.shape[:4], channels, -1).mean(axis=-1)
 
 
-def duplicate_up(frames: Frames, channels: int, time: int, space: int, *, at_start: bool) -> Float[Array, "b u h2 w2 d"]:
+def duplicate_up(
+    frames: Frames, channels: int, time: int, space: int, *, at_start: bool
+) -> Float[Array, "b u h2 w2 d"]:
     """Shortcut of a decoder stage, counterpart of `average_down`: channels are repeated and unfolded into blocks.
 
     The first frame of a video (`at_start`) becomes one frame, not `time`.
@@ -112,15 +122,15 @@ def duplicate_up(frames: Frames, channels: int, time: int, space: int, *, at_sta
 def upsample_conv(images: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "n h2 w2 d"]:
     """3x3 convolution ("SAME") of the images enlarged x2 by repetition, at 4/9 of the products.
 
-    Each of the four pixels of an enlarged 2x2 block sees only 2x2 different input pixels, so its kernel is 2x2 sums of taps.
+    Each of the four pixels that one pixel becomes sees only 2x2 different input pixels: its kernel is 2x2 sums of taps.
     """
     first, middle, last = kernel
-    rows = jnp.stack([jnp.stack([first, middle + last]), jnp.stack([first + middle, last])])  # [row in block, 2, 3, c, d]
+    rows = jnp.stack([jnp.stack([first, middle + last]), jnp.stack([first + middle, last])])  # [row phase, 2, 3, c, d]
     left, center, right = jnp.moveaxis(rows, 2, 0)
     phases = jnp.stack([jnp.stack([left, center + right], 2), jnp.stack([left + center, right], 2)], 1)
-    # phases: [row in block, column in block, 2, 2, c, d]; one convolution makes all four as channels.
+    # phases: [row phase, column phase, 2, 2, c, d]; one convolution makes all four as channels.
     stacked = phases.transpose(2, 3, 4, 0, 1, 5).reshape(2, 2, kernel.shape[2], -1)
-    out = lax.conv_general_dilated(images, stacked, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    out = lax.conv_general_dilated(images, stacked, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_IMAGES)
     n, h, w, _ = images.shape
     out = out.reshape(n, h + 1, w + 1, 2, 2, -1)
     even = jnp.stack([out[:, :h, :w, 0, 0], out[:, :h, 1:, 0, 1]], axis=3)
@@ -135,7 +145,7 @@ class CausalConv(nnx.Module):
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (3, 3, 3, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
-    def __call__(self, frames: Frames, stream: Stream) -> Frames:
+    def __call__(self, frames: Frames, stream: Stream) -> Widened:
         extended = stream.extend(frames, 2)
         return causal_conv(extended, self.kernel[...], extended.shape[1] - frames.shape[1]) + self.bias[...]
 
@@ -161,7 +171,7 @@ class ResidualBlock(nnx.Module):
         self.conv2 = CausalConv(outputs, outputs, rngs=rngs)
         self.shortcut = nnx.Linear(inputs, outputs, rngs=rngs) if inputs != outputs else None
 
-    def __call__(self, frames: Frames, stream: Stream) -> Frames:
+    def __call__(self, frames: Frames, stream: Stream) -> Widened:
         hidden = self.conv1(jax.nn.silu(self.norm1(frames)), stream)
         hidden = self.conv2(jax.nn.silu(self.norm2(hidden)), stream)
         return hidden + (frames if self.shortcut is None else self.shortcut(frames))
@@ -209,7 +219,7 @@ class Downsample(nnx.Module):
         self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs)
         self.time_conv = TimeConv(channels, channels, rngs=rngs) if temporal else None
 
-    def __call__(self, frames: Frames, stream: Stream) -> Frames:
+    def __call__(self, frames: Frames, stream: Stream) -> Float[Array, "b u p q c"]:
         frames = self.conv(frames)
         if self.time_conv is None:
             return frames
@@ -218,7 +228,7 @@ class Downsample(nnx.Module):
         first, rest = frames[:, :1], frames[:, 1:]
         return jnp.concatenate([first, self._halve(stream.extend(rest, 1, before=first))], axis=1)
 
-    def _halve(self, frames: Frames) -> Frames:
+    def _halve(self, frames: Frames) -> Float[Array, "b u h w c"]:
         pairs = frames.shape[1] // 2
         taps = [frames[:, i : i + 2 * pairs : 2] @ tap for i, tap in enumerate(self.time_conv.kernel[...])]
         return sum(taps) + self.time_conv.bias[...]
@@ -234,7 +244,7 @@ class Upsample(nnx.Module):
         self.conv = nnx.Conv(channels, channels, (3, 3), rngs=rngs)
         self.time_conv = TimeConv(channels, 2 * channels, rngs=rngs) if temporal else None
 
-    def __call__(self, frames: Frames, stream: Stream) -> Frames:
+    def __call__(self, frames: Frames, stream: Stream) -> Float[Array, "b u h2 w2 c"]:
         if self.time_conv is not None:
             alone = 1 if stream.at_start else 0
             frames = jnp.concatenate([frames[:, :alone], self._double(frames[:, alone:], stream)], axis=1)
@@ -242,7 +252,7 @@ class Upsample(nnx.Module):
         images = upsample_conv(_fold_time(frames), self.conv.kernel[...]) + self.conv.bias[...]
         return images.reshape(b, t, 2 * h, 2 * w, -1)
 
-    def _double(self, frames: Frames, stream: Stream) -> Frames:
+    def _double(self, frames: Frames, stream: Stream) -> Float[Array, "b u h w c"]:
         b, t, h, w, c = frames.shape
         extended = stream.extend(frames, 2)
         pairs = _sum_over_taps(jnp.matmul, extended, self.time_conv.kernel[...], extended.shape[1] - t)

@@ -1,7 +1,7 @@
 """Official tensors of the Wan2.2 autoencoder <-> our parameters, one to one, both ways.
 
-Official convolutions are [out, in, time, row, column], ours [time, row, column, in, out] without the axes of length 1; official
-norm scales [c, 1, 1(, 1)], ours [c].
+Official convolutions are [out, in, time, row, column], ours [time, row, column, in, out] without the axes of length 1;
+official norm scales are [c, 1, 1(, 1)], ours [c].
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def from_official(config: AutoencoderConfig, tensors: Tensors) -> nnx.State:
     """
     expected = official_shapes(config)
     if missing := sorted(set(expected) - set(tensors)):
-        raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}; is this an autoencoder of this size?")
+        raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}; are these weights of this size?")
     if unknown := sorted(set(tensors) - set(expected)):
         raise InputError(f"{len(unknown)} tensors are unknown, first {unknown[0]!r}; does num_res_blocks fit the file?")
     for name, shape in expected.items():
