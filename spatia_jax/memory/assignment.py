@@ -55,6 +55,5 @@ def assign(cost: Int[Array, "t m"]) -> Int[Array, " t"]:
 
     start = jnp.zeros(rows, jnp.int32), jnp.zeros(columns, jnp.int32), jnp.full(columns, -1, jnp.int32)
     (_, _, owner), _ = lax.scan(add_row, start, jnp.arange(rows, dtype=jnp.int32))
-    return jnp.zeros(rows, jnp.int32).at[jnp.where(owner >= 0, owner, rows)].set(
-        jnp.arange(columns, dtype=jnp.int32), mode="drop"
-    )
+    taken = jnp.where(owner >= 0, owner, rows)
+    return jnp.zeros(rows, jnp.int32).at[taken].set(jnp.arange(columns, dtype=jnp.int32), mode="drop")

@@ -176,7 +176,7 @@ def remove(point_map: PointMap, mask: Bool[Array, " n"]) -> PointMap:
     )
 
 
-def recolor(point_map: PointMap, mask: Bool[Array, " n"], color: Float[Array, "3"]) -> PointMap:
+def recolor(point_map: PointMap, mask: Bool[Array, " n"], color: Float[Array, " 3"]) -> PointMap:
     """The map with the masked points in another colour, as the user's edit."""
     mask = mask & point_map.valid
     return replace(

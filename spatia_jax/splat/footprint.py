@@ -21,7 +21,7 @@ def reach(radius: float, height: int, width: int) -> tuple[int, np.ndarray]:
     """
     radius_px = radius * min(height, width) / 2
     most = int(np.ceil(radius_px + 0.5))
-    grid = np.stack(np.meshgrid(np.arange(-most, most + 1), np.arange(-most, most + 1), indexing="ij"), -1).reshape(-1, 2)
+    grid = np.mgrid[-most : most + 1, -most : most + 1].reshape(2, -1).T
     nearest = np.maximum(np.abs(grid) - 0.5, 0.0)
     grid = grid[(nearest**2).sum(-1) < (radius_px + 1e-2) ** 2]
     grid = grid[np.argsort((grid**2).sum(-1), kind="stable")]
@@ -29,8 +29,8 @@ def reach(radius: float, height: int, width: int) -> tuple[int, np.ndarray]:
 
 
 def cells(
-    ndc: Float[Array, "n 3"], valid: Bool[Array, "n"], margin: int, height: int, width: int
-) -> tuple[Int[Array, "n"], Int[Array, "n"], Bool[Array, "n"]]:
+    ndc: Float[Array, "n 3"], valid: Bool[Array, " n"], margin: int, height: int, width: int
+) -> tuple[Int[Array, " n"], Int[Array, " n"], Bool[Array, " n"]]:
     """Row and column of the pixel nearest to every point, and whether its disc can touch the image (else 0, 0)."""
     half = min(height, width) / 2
     column = jnp.floor((width - 1) / 2 - ndc[:, 0] * half + 0.5)
@@ -40,7 +40,7 @@ def cells(
     return jnp.where(touches, row, 0).astype(jnp.int32), jnp.where(touches, column, 0).astype(jnp.int32), touches
 
 
-def depth_order(depth: Float[Array, "n"], keep: Bool[Array, "n"]) -> Int[Array, "n"]:
+def depth_order(depth: Float[Array, " n"], keep: Bool[Array, " n"]) -> Int[Array, " n"]:
     """Indices of points by (depth, index), those not kept last. Kept depths are not negative."""
     bits = lax.bitcast_convert_type(depth + 0.0, jnp.uint32)  # ordered like the floats; + 0.0 makes -0.0 a 0.0
     lowest = jnp.min(bits, where=keep, initial=np.uint32(2**31))

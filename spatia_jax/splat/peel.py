@@ -11,7 +11,7 @@ from spatia_jax.splat.projection import SplatConfig, pixel_centers
 
 
 def peel(
-    ndc: Float[Array, "n 3"], valid: Bool[Array, "n"], height: int, width: int, config: SplatConfig
+    ndc: Float[Array, "n 3"], valid: Bool[Array, " n"], height: int, width: int, config: SplatConfig
 ) -> Int[Array, "h w k"]:
     """Indices of the K nearest points whose disc covers each pixel, by (depth, index); -1 where there are fewer.
 

@@ -67,7 +67,7 @@ def _selector(config: SplatConfig, num_points: int, num_pixels: int):
 
 
 def rasterize(
-    ndc: Float[Array, "n 3"], valid: Bool[Array, "n"], height: int, width: int, config: SplatConfig
+    ndc: Float[Array, "n 3"], valid: Bool[Array, " n"], height: int, width: int, config: SplatConfig
 ) -> Fragments:
     """The `points_per_pixel` nearest discs over each pixel, by (depth, index). Gradients flow to depth and distance."""
     if not ndc.shape[0]:
@@ -103,7 +103,7 @@ def shade(
 def render(
     positions: Float[Array, "n 3"],
     features: Float[Array, "n c"],
-    valid: Bool[Array, "n"],
+    valid: Bool[Array, " n"],
     cameras: Cameras,
     *,
     height: int,

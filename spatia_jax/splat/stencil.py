@@ -34,7 +34,7 @@ def _lowest_around(rank: Int[Array, "H W"], margin: int) -> Int[Array, "h w"]:
 
 
 def stencil(
-    ndc: Float[Array, "n 3"], valid: Bool[Array, "n"], height: int, width: int, config: SplatConfig
+    ndc: Float[Array, "n 3"], valid: Bool[Array, " n"], height: int, width: int, config: SplatConfig
 ) -> Int[Array, "h w k"]:
     """Indices of the K nearest points whose disc covers each pixel, by (depth, index); -1 where there are fewer."""
     n = ndc.shape[0]
@@ -74,7 +74,7 @@ def stencil(
                 bid = jnp.where(dx * dx + dy * dy < config.radius**2, r, NONE)
                 # Every slot from the old slots only: a chain of slots would be recomputed by XLA once per slot.
                 nearer = (jnp.full_like(bid, -1), *kept[:-1])
-                return tuple(jnp.minimum(k, jnp.maximum(before, bid)) for before, k in zip(nearer, kept))
+                return tuple(jnp.minimum(k, jnp.maximum(before, bid)) for before, k in zip(nearer, kept, strict=True))
 
             return lax.cond(is_open, lambda b: lax.fori_loop(0, len(offsets), one_offset, b), lambda b: b, strip_best)
 

@@ -1,0 +1,26 @@
+"""The renderer against images of the official function (PyTorch3D)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatia_jax.cameras import Cameras
+from spatia_jax.splat import SplatConfig, render
+
+
+@pytest.mark.parametrize("algorithm", ["peel", "stencil"])
+def test_images_equal_the_official_ones(golden_dir, algorithm):
+    golden = np.load(golden_dir / "render.npz")
+    height, width = map(int, golden["image_hw"])
+    poses = golden["w2c"][:, :3]
+    intrinsics = golden["intrinsics_px"] / np.array([width, height, width, height])
+    cameras = Cameras(jnp.asarray(poses), jnp.asarray(np.tile(intrinsics, (len(poses), 1)), jnp.float32))
+    config = SplatConfig(float(golden["radius_ndc"]), int(golden["points_per_pixel"]), "release", algorithm)
+    projection = render(
+        jnp.asarray(golden["points"]), jnp.asarray(golden["colors"]), jnp.ones(len(golden["points"]), bool), cameras,
+        height=height, width=width, config=config,
+    )  # fmt: skip
+    errors = ((np.clip(projection.color, 0.0, 1.0) - golden["image"]) ** 2).mean(axis=(1, 2, 3))
+    assert (-10 * np.log10(errors) > 80).all()
+    np.testing.assert_array_equal(projection.coverage > 0, golden["coverage"][..., 0] > 0)
+    np.testing.assert_allclose(projection.coverage, golden["coverage"][..., 0], atol=1e-3)
