@@ -21,7 +21,7 @@ loss, which by (3) is its own error over sigma:
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from spatia_jax.errors import InputError
 _TIME, _NOISE, _AUGMENTATION = range(3)  # purposes folded into the key
 
 
+@runtime_checkable
 class Parametrization(Protocol):
     """What the numbers that a network outputs mean. sigma broadcasts against output."""
 

@@ -16,6 +16,7 @@ and gets the numbers of `sample`.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 
 import jax
@@ -30,6 +31,9 @@ from spatia_jax.errors import InputError
 
 Denoiser = Callable[[Array, Array], Array]
 """(latents [*b, f, p, q, c], timestep [] of 1000) -> the network's output [*b, f, p, q, c]."""
+
+
+_VELOCITY = Velocity()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +70,17 @@ class Plan:
         corrector: [n, 5] and predictor: [n, 3], the solver's tables.
     """
 
-    timestep: Array
-    sigma: Array
-    corrector: Array
-    predictor: Array
+    timestep: Array | np.ndarray
+    sigma: Array | np.ndarray
+    corrector: Array | np.ndarray
+    predictor: Array | np.ndarray
 
     def __len__(self) -> int:
         return len(self.timestep)
 
     def __iter__(self) -> Iterator[Plan]:
-        return (jax.tree.map(lambda table: table[i], self) for i in range(len(self)))
+        tables = jax.tree.map(jnp.asarray, self)
+        return (jax.tree.map(operator.itemgetter(i), tables) for i in range(len(self)))
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +127,7 @@ def step(
     state: SamplerState,
     row: Plan,
     *,
-    parametrization: Parametrization = Velocity(),
+    parametrization: Parametrization = _VELOCITY,
     clean: Float[Array, "*b f p q c"] | None = None,
     is_clean: Bool[Array, " f"] | None = None,
 ) -> SamplerState:
@@ -140,7 +145,7 @@ def sample(
     latents: Float[Array, "*b f p q c"],
     plan: Plan | SamplerConfig,
     *,
-    parametrization: Parametrization = Velocity(),
+    parametrization: Parametrization = _VELOCITY,
     clean: Float[Array, "*b f p q c"] | None = None,
     is_clean: Bool[Array, " f"] | None = None,
 ) -> Float[Array, "*b f p q c"]:

@@ -50,7 +50,7 @@ def unipc_schedule(steps: int, shift: float) -> Schedule:
 
 def euler_schedule(steps: int, shift: float) -> Schedule:
     """Noise levels for Euler: from pure noise (sigma 1) down to 0, timesteps not truncated."""
-    sigmas = shift_sigma(_linspace_to_zero(steps), np.float32(shift))
+    sigmas = shift_sigma(_linspace_to_zero(steps), shift)
     return Schedule(np.float32(NUM_TRAIN_TIMESTEPS) * sigmas, np.append(sigmas, np.float32(0.0)))
 
 

@@ -23,7 +23,7 @@ k = t itself (r = 1) and takes rho from its order conditions. The order-1 predic
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -34,6 +34,7 @@ _X, _A, _M0, _M1, _M2 = range(5)  # columns of the corrector; the predictor has 
 _KEEP_X = np.eye(5)[_X]
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A grid of noise levels and the two tables for it."""
 

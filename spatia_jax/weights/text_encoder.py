@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from spatia_jax.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -32,7 +31,7 @@ _BLOCK = {
 }
 
 
-def from_official(config: TextEncoderConfig, tensors: dict[str, np.ndarray]) -> nnx.State:
+def from_official(config: TextEncoderConfig, tensors: dict[str, Any]) -> nnx.State:
     """Parameters of `TextEncoder(config)` from the tensors of a released file; their dtype is kept.
 
     Raises:

@@ -1,22 +1,14 @@
 """Noise levels against the released schedulers."""
 
-import os
-import pathlib
-
 import numpy as np
 import pytest
 
 from spatia_jax import diffusion
 
-GOLDEN = pathlib.Path(os.environ.get("SPATIA_GOLDEN_DIR", pathlib.Path(__file__).parents[3] / "shared" / "golden"))
 
-
-def golden_schedules():
+def golden_schedules(golden_dir):
     """(name of the solver, steps, shift, timesteps, sigmas) of everything in schedules.npz."""
-    path = GOLDEN / "schedules.npz"
-    if not path.exists():
-        pytest.skip(f"no golden file {path}; set SPATIA_GOLDEN_DIR")
-    arrays = np.load(path)
+    arrays = np.load(golden_dir / "schedules.npz")
     for key in arrays:
         prefix, _, setting = key.partition("sigmas_")
         if setting:
@@ -25,9 +17,9 @@ def golden_schedules():
             yield name, int(steps), float(shift), arrays[f"{prefix}timesteps_{setting}"], arrays[key]
 
 
-def test_golden_schedules():
+def test_golden_schedules(golden_dir):
     compared = 0
-    for name, steps, shift, timesteps, sigmas in golden_schedules():
+    for name, steps, shift, timesteps, sigmas in golden_schedules(golden_dir):
         schedule = diffusion.SOLVERS[name].schedule(steps, shift)
         np.testing.assert_array_equal(schedule.timesteps, timesteps, err_msg=f"{name} {steps} {shift}")
         np.testing.assert_allclose(schedule.sigmas[: len(sigmas)], sigmas, rtol=0, atol=1e-6)
@@ -41,7 +33,8 @@ def test_levels_fall_from_noise_to_zero(name, steps):
     schedule = diffusion.SOLVERS[name].schedule(steps, 5.0)
     assert len(schedule) == steps
     assert np.all(np.diff(schedule.sigmas) < 0)
-    assert schedule.sigmas[0] >= 0.999 and schedule.sigmas[-1] == 0
+    assert schedule.sigmas[0] >= 0.999
+    assert schedule.sigmas[-1] == 0
     assert np.all(np.abs(schedule.timesteps - 1000 * schedule.sigmas[:-1]) < 1)
 
 

@@ -77,8 +77,8 @@ def denoising_loop(arrays, network, num_references, num_clean):
 
             return denoise
 
-        scale = float(arrays["cfg_scale"])
-        denoise = diffusion.guided(predict(arrays["context"]), predict(arrays["negative_context"]), scale)
+        positive, negative = (predict(jnp.asarray(arrays[name])) for name in ("context", "negative_context"))
+        denoise = diffusion.guided(positive, negative, float(arrays["cfg_scale"]))
         return diffusion.sample(denoise, latents, plan, clean=latents, is_clean=is_clean)
 
     return run
