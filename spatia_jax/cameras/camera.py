@@ -60,8 +60,8 @@ class Cameras:
         return self.shape[0]
 
     def __getitem__(self, index) -> Cameras:
-        """Index or slice the leading axes, with anything that indexes an array."""
-        if not self.shape:
+        """Index the leading axes with anything that indexes an array; `camera[None]` is a path of one view."""
+        if not self.shape and index is not None:
             raise IndexError("a single camera cannot be indexed")
         return Cameras(self.cam_from_world[index], self.intrinsics[index])
 
