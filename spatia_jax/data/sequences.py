@@ -10,7 +10,7 @@ import grain
 from spatia_jax.data.procedural.records import ProceduralConfig
 
 
-class _Records:
+class _Records(Sequence):
     """A TFDS data source whose captions are text."""
 
     def __init__(self, source: Sequence[dict]):
@@ -20,6 +20,8 @@ class _Records:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         record = self._source[index]
         return record | {"caption": record["caption"].decode(), "seed": int(record["seed"])}
 

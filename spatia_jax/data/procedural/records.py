@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def make_record(config: ProceduralConfig, index: int, kind: str | None = None) -
     }
 
 
-class ProceduralSource:
+class ProceduralSource(Sequence):
     """Random access to records that are rendered when asked for: the world without files."""
 
     def __init__(self, config: ProceduralConfig):
