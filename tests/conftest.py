@@ -7,10 +7,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 jax.config.update("jax_legacy_prng_key", "error")  # new-style typed keys only
+
+# Shapes and types in the signatures of these packages are checked at every call, in the tests only.
+install_import_hook(["spatia_jax.io"], "strict.check")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
