@@ -44,13 +44,11 @@ class SamplerConfig:
         solver: "unipc" or "euler".
         steps: calls of the network (twice as many with guidance).
         shift: timestep shift of the noise levels.
-        guidance: scale for `guided`; 1 is none.
     """
 
     solver: str = "unipc"
     steps: int = 40
     shift: float = 5.0
-    guidance: float = 3.5
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
