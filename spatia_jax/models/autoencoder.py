@@ -216,7 +216,8 @@ class Decoder(nnx.Module):
 class Autoencoder(nnx.Module):
     """Video in [-1, 1] to normalised latents and back.
 
-    One latent frame holds the first frame, each further one the next `config.time_factor` frames.
+    One latent frame holds the first frame, each further one the next `config.time_factor` frames. The networks compute
+    in the type of their parameters; latents are float32.
     """
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
@@ -260,7 +261,8 @@ class Autoencoder(nnx.Module):
             Frames [b, f * time_factor, h, w, 3] (time_factor - 1 fewer at the start), and the carry for the next chunk.
         """
         stream = Stream(carry)
-        patches = self.decoder(self.from_latents(self.denormalize(latents)), stream)
+        features = self.denormalize(latents).astype(self.from_latents.kernel.dtype)
+        patches = self.decoder(self.from_latents(features), stream)
         return unpatchify(patches, self.config.patch_size), stream.carry
 
     def encode_streaming(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f p q z"]:
@@ -284,7 +286,8 @@ class Autoencoder(nnx.Module):
 
     def _encode(self, video: Array, carry: list[Array] | None) -> tuple[Array, list[Array]]:
         stream = Stream(carry)
-        return self.to_moments(self.encoder(patchify(video, self.config.patch_size), stream)), stream.carry
+        patches = patchify(video.astype(self.to_moments.kernel.dtype), self.config.patch_size)
+        return self.to_moments(self.encoder(patches, stream)), stream.carry
 
     @staticmethod
     def _scan(step, first: Array, carry: list[Array], rest: Array, size: int) -> Array:

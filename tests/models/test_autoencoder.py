@@ -88,6 +88,22 @@ def test_gradients_are_finite_on_a_flat_video(autoencoder):
     assert max(norms) < 1e3
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_bfloat16_lowers_on_every_platform(autoencoder, platform):
+    graphdef, params = nnx.split(autoencoder)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+
+    def reconstruct(params, video):
+        model = nnx.merge(graphdef, params)
+        latents = model.encode(video)
+        assert latents.dtype == jnp.float32
+        return model.decode_streaming(latents)
+
+    traced = jax.jit(reconstruct).trace(params, jnp.zeros((1, 9, 16, 16, 3)))
+    assert traced.out_info.shape == (1, 9, 16, 16, 3)
+    assert "convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_causal_conv_equals_3d_convolution(frames, context):
