@@ -1,9 +1,11 @@
 """Depth network against the PyTorch implementation in transformers, with random weights, on square and other grids."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from spatia_jax.models.depth import DepthConfig, DepthNetwork
 from spatia_jax.weights.depth import from_official
@@ -60,15 +62,21 @@ def official():
     return model
 
 
+@pytest.fixture(scope="module")
+def params(official, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("depth")
+    official.save_pretrained(folder)  # the file layout; names in memory differ between releases of transformers
+    return from_official(CONFIG, load_file(folder / "model.safetensors"))
+
+
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (9, 16)])
-def test_depth_equals_transformers(official, grid):
+def test_depth_equals_transformers(official, params, grid):
     rows, cols = (side * CONFIG.patch_size for side in grid)
     images = np.random.default_rng(0).uniform(-1, 1, (2, rows, cols, 3)).astype(np.float32)
     normalised = (((images + 1) / 2 - MEAN) / STD).astype(np.float32)
     with torch.no_grad():
         expected = official(torch.from_numpy(normalised.transpose(0, 3, 1, 2))).predicted_depth.numpy()
-    params = from_official(CONFIG, {name: tensor.numpy() for name, tensor in official.state_dict().items()})
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: DepthNetwork(CONFIG, rngs=nnx.Rngs(0))))
-    depth = np.asarray(nnx.merge(graphdef, params)(jnp.asarray(images)))
+    depth = np.asarray(jax.jit(lambda params, images: nnx.merge(graphdef, params)(images))(params, jnp.asarray(images)))
     assert expected.std() > 0.1, "the comparison needs an output with structure"
     assert np.linalg.norm(depth - expected) / np.linalg.norm(expected - expected.mean()) < 1e-4
