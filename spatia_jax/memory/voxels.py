@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from spatia_jax.sorting import stable_argsort
@@ -24,9 +25,11 @@ def voxel_order(
     lowest = jnp.min(voxels, axis=0, where=usable[:, None], initial=2**30)
     key = jnp.where(usable[:, None], voxels - lowest, 0).astype(jnp.uint32)
 
-    order = jnp.arange(n, dtype=jnp.int32)
-    for digit in (key[:, 0], key[:, 1], key[:, 2], (~usable).astype(jnp.uint32)):
-        order = order[stable_argsort(digit[order])]
+    def sort_by(order, digit):
+        return order[stable_argsort(digit[order])], None
+
+    digits = jnp.concatenate([key.T, ~usable[None]]).astype(jnp.uint32)
+    order, _ = lax.scan(sort_by, jnp.arange(n, dtype=jnp.int32), digits)
 
     key, usable = key[order], usable[order]
     begins = (key[1:] != key[:-1]).any(axis=-1)

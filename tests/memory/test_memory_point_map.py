@@ -42,7 +42,7 @@ def assert_same(a, b, rtol=1e-5):
 
 def test_merges_each_voxel_into_its_weighted_mean():
     positions, colors, weights, _ = map(np.asarray, measurements())
-    merged = content(add(empty(500), measurements()))
+    merged = content(add(empty(300), measurements()))
     voxels = np.floor(positions / SIZE).astype(int)
     expected = sorted(map(tuple, np.unique(voxels, axis=0)), key=lambda v: v[::-1])
     assert len(expected) < len(positions) / 2
@@ -80,10 +80,10 @@ def test_inserting_nothing_changes_no_bit():
 
 
 def test_observed_points_are_never_changed_by_generated_ones():
-    before = add(empty(2000), measurements(), OBSERVED)
+    before = add(empty(300), measurements(), OBSERVED)
     after = before
     for clip in range(1, 4):
-        after = add(after, measurements(1000, seed=clip), clip)
+        after = add(after, measurements(seed=clip), clip)
     observed = content(jax.tree.map(lambda leaf: leaf[after.provenance == OBSERVED], after))
     jax.tree.map(np.testing.assert_array_equal, content(before), observed)
 
@@ -110,22 +110,23 @@ def test_generated_points_keep_their_oldest_clip_and_first_keyframe():
 
 def test_weights_are_capped():
     point = (jnp.array([[0.1, 0.1, 0.1]]), jnp.ones((1, 3)), jnp.full(1, 80.0), jnp.ones(1, bool))
-    assert float(add(add(empty(2), point), point).weights[0]) == MAX_WEIGHT
+    assert float(add(add(empty(4), point), point).weights[0]) == MAX_WEIGHT
 
 
 def test_broken_measurements_are_left_out():
-    positions, colors, weights, valid = measurements(8)
+    positions, colors, weights, _ = measurements()
+    valid = jnp.arange(200) < 8
     positions = positions.at[0, 1].set(jnp.nan).at[1].set(jnp.inf).at[2, 0].set(1e30)
     colors, weights = colors.at[3].set(jnp.nan), weights.at[4].set(0.0).at[5].set(jnp.nan).at[6].set(-1.0)
-    point_map = add(empty(10), (positions, colors, weights, valid))
+    point_map = add(empty(300), (positions, colors, weights, valid))
     assert int(point_map.num_points) == 1
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(point_map))
 
 
 def test_a_full_map_keeps_observed_then_edited_then_often_seen_then_new():
     def points(x, n):
-        grid = jnp.stack([jnp.full(n, x), jnp.arange(n, dtype=jnp.float32), jnp.zeros(n)], axis=-1) + 0.25
-        return grid, jnp.ones((n, 3)), jnp.ones(n), jnp.ones(n, bool)
+        grid = jnp.stack([jnp.full(20, x), jnp.arange(20, dtype=jnp.float32), jnp.zeros(20)], axis=-1) + 0.25
+        return grid, jnp.ones((20, 3)), jnp.ones(20), jnp.arange(20) < n
 
     point_map = empty(10)
     for x, n, provenance in ((0.0, 3, OBSERVED), (1.0, 2, EDIT), (2.0, 2, 1), (2.0, 2, 1), (3.0, 3, 2)):
@@ -139,10 +140,10 @@ def test_a_full_map_keeps_observed_then_edited_then_often_seen_then_new():
 
 
 def test_jit_and_eager_agree():
-    points = measurements(50)
+    points = measurements()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-        add(empty(20), points), insert(empty(20), *points, provenance=1, voxel_size=SIZE),
+        add(empty(300), points), insert(empty(300), *points, provenance=1, voxel_size=SIZE),
     )  # fmt: skip
 
 
