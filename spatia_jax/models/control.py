@@ -1,7 +1,7 @@
 """The control branch: transformer blocks over the projection's latents, whose outputs are hints for the main branch.
 
-Structurally VACE (spec section 2.5): the first block sees the control tokens plus the main tokens before any block, each
-further one the block before it; a zero-initialised projection turns every block's output into a hint.
+Structurally VACE (spec section 2.5): the first block sees the control tokens plus the main tokens before any block,
+each further one the block before it; a zero-initialised projection turns every block's output into a hint.
 """
 
 from flax import nnx

@@ -1,7 +1,7 @@
 """Low-rank updates of the main transformer blocks as parameters of their own (spec sections 1.7 and 2.5).
 
-A LoRA is a dict from a layer's path within a block ("self_attn.q", "ffn.up", ...) to its `LowRank` factors, stacked over
-blocks like the kernels they update. It never changes parameters in place: `merge` returns new ones, and the base stays.
+A LoRA is a dict from a layer's path within a block ("self_attn.q", "ffn.up", ...) to its `LowRank` factors, stacked
+over blocks like the kernels they update. It changes no parameters in place: `merge` returns new ones, the base stays.
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,9 @@ def init_lora(params: nnx.State, rank: int, key: Array, targets: Sequence[str] =
         raise InputError(f"LoRA targets {sorted(unknown)} are no linear layers of a block; choose from {TARGETS}")
     chosen = [path for path in sorted(kernels) if path.rpartition(".")[2] in targets]
     lora = {}
-    for path, key in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
+    for path, layer_key in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
         layers, inputs, outputs = kernels[path].shape
-        down = jax.random.normal(key, (layers, inputs, rank)) * inputs**-0.5
+        down = jax.random.normal(layer_key, (layers, inputs, rank)) * inputs**-0.5
         lora[path] = LowRank(down, jnp.zeros((layers, rank, outputs)))
     return lora
 

@@ -19,8 +19,8 @@ from spatia_jax.models.transformer_layers import (
     TransformerConfig,
     layer_norm,
     patchify,
-    scan,
     scaled,
+    scan,
     stack,
     timestep_embedding,
     unpatchify,
@@ -129,7 +129,7 @@ class VideoTransformer(nnx.Module):
                 f"{height} x {width} and {config.in_dim} channels"
             )
         if timesteps.shape != latents.shape[:2]:
-            raise InputError(f"timesteps have shape {timesteps.shape}; expected one a latent frame, {latents.shape[:2]}")
+            raise InputError(f"timesteps have shape {timesteps.shape}; expected one a frame, {latents.shape[:2]}")
         if not 0 <= num_references < frames:
             raise InputError(f"num_references is {num_references}; of {frames} latent frames at least one must be new")
         if control is None:
@@ -138,7 +138,7 @@ class VideoTransformer(nnx.Module):
             raise InputError("control was given to a transformer without control_layers")
         expected = (frames - num_references, rows, columns, config.control_in_dim)
         if control.shape[1:] != expected:
-            raise InputError(f"control has shape {control.shape}; expected [b, {', '.join(map(str, expected))}] (no references)")
+            raise InputError(f"control has shape {control.shape}; expected [b, *{expected}] (no references)")
 
 
 def init_control_from_main(params: nnx.State, config: TransformerConfig) -> nnx.State:

@@ -1,8 +1,8 @@
 """What the main and the control branch share: configuration, one transformer block, and stacks of them.
 
 Tokens keep their frame axis, [b, f, s, c] with s tokens a latent frame: timesteps belong to frames, so modulation is
-computed once a frame, [b, f, 6, c], and broadcast over the frame's tokens. Norms, modulation, rotary angles and the sums
-of the residual stream are float32; matrix products and stored activations have `config.dtype`.
+computed once a frame, [b, f, 6, c], and broadcast over the frame's tokens. Norms, modulation, rotary angles and the
+sums of the residual stream are float32; matrix products and stored activations have `config.dtype`.
 """
 
 from collections.abc import Callable
@@ -195,8 +195,8 @@ def scan(step: Callable, stacked: nnx.Module, carry: Any, inputs: Any = None, *,
 def timestep_embedding(timesteps: Float[Array, "*b"], dim: int) -> Float[Array, "*b dim"]:
     """[cos(t w), sin(t w)] with w from 1 down to 1/10000, to float32 rounding for |t| <= 1024.
 
-    t w in float32 would be off by 6e-5 rad at t = 1000. Count in turns instead and cut both factors: a coarse part of 12
-    bits each, whose product is exact and loses its whole turns exactly, and remainders whose products are small.
+    t w in float32 would be off by 6e-5 rad at t = 1000. Count in turns instead and cut both factors: a coarse part of
+    12 bits each, whose product is exact and loses its whole turns exactly, and remainders whose products are small.
     """
     turns = 10_000.0 ** (-np.arange(dim // 2, dtype=np.float64) / (dim // 2)) / (2 * np.pi)
     coarse_turns = np.round(turns * 2**14) / 2**14

@@ -4,7 +4,7 @@ Official names are those of Wan2.2-TI2V-5B (`dit`) and of Spatia's control file 
 [out, in], ours [in, out]; official patch embeddings are 3D convolutions [out, c, 1, h, w], ours linear over (h, w, c).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,5 +156,6 @@ def check_tensors(what: str, tensors: Tensors, expected: Tensors) -> None:
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name].shape:
             raise InputError(
-                f"{what} weights: {name!r} has shape {tuple(tensor.shape)}; the configuration says {expected[name].shape}"
+                f"{what} weights: {name!r} has shape {tuple(tensor.shape)}; expected {expected[name].shape} "
+                "by the configuration"
             )
