@@ -36,7 +36,7 @@ def experiment() -> Experiment:
             dim=32,
             dec_dim=32,
             z_dim=latent,
-            dim_mult=(1, 4, 4),
+            dim_mult=(1, 2, 2),
             num_res_blocks=1,
             temporal_downsample=(True, True),
             patch_size=4,
@@ -55,7 +55,9 @@ def experiment() -> Experiment:
             control_layers=(0, 4),
             control_in_dim=2 * latent,
         ),
-        text_encoder=TextEncoderConfig(vocab_size=512, dim=64, attention_dim=64, ffn_dim=128, num_heads=4, num_layers=2),
+        text_encoder=TextEncoderConfig(
+            vocab_size=512, dim=64, attention_dim=64, ffn_dim=128, num_heads=4, num_layers=2
+        ),
         depth=DepthConfig(
             dim=128,
             num_layers=4,

@@ -6,6 +6,7 @@ the next world and a clip; `rollout` is an opening clip and a `lax.scan` of `cli
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import jax
@@ -101,6 +102,53 @@ class Conditions:
     num_references: int = field(metadata={"static": True})
 
 
+def new_world(model: Model, key: Array) -> World:
+    """A world in which nothing has been seen yet."""
+    clip, stored = model.config.clip, model.config.memory
+    frames = jnp.zeros((clip.history_frames, clip.height, clip.width, 3), jnp.uint8)
+    bank = memory.empty_bank(stored.bank_frames, clip.height, clip.width)
+    return World(
+        point_map=memory.empty(stored.capacity),
+        frame_bank=bank,
+        history=frames,
+        history_cameras=jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf[0], (clip.history_frames, *leaf.shape[1:])), bank.cameras
+        ),
+        key=key,
+        clip_index=jnp.int32(0),
+        frame_count=jnp.int32(0),
+    )
+
+
+def observe(
+    model: Model,
+    world: World,
+    photo: UInt8[Array, "h w 3"],
+    depth: Float[Array, "h w"],
+    camera: Cameras,
+    moving: Bool[Array, "h w"],
+) -> World:
+    """The world after one real RGB-D view; the next clip starts from it.
+
+    Args:
+        depth: metres (or scene units), 0 or NaN where unknown.
+        camera: of shape ().
+        moving: pixels that stay out of the map.
+    """
+    points = memory.from_depth(to_unit(photo), depth, camera, ~moving)
+    point_map = memory.insert(world.point_map, *points, provenance=OBSERVED, voxel_size=model.config.memory.voxel_size)
+    view = jax.tree.map(lambda leaf: leaf[None], camera)
+    return dataclasses.replace(
+        world,
+        point_map=point_map,
+        frame_bank=memory.remember(world.frame_bank, photo[None], view, world.clip_index),
+        history=jnp.broadcast_to(photo, world.history.shape),
+        history_cameras=jax.tree.map(
+            lambda leaf, old: jnp.broadcast_to(leaf, old.shape), camera, world.history_cameras
+        ),
+    )
+
+
 def open_world(
     model: Model,
     photo: UInt8[Array, "h w 3"],
@@ -109,25 +157,28 @@ def open_world(
     key: Array,
     moving: Bool[Array, "h w"] | None = None,
 ) -> World:
-    """The world that one RGB-D view shows. Depth in metres (or scene units), 0 or NaN where unknown."""
-    config = model.config
+    """The world that one RGB-D view shows (see `observe`)."""
     moving = jnp.zeros(depth.shape, bool) if moving is None else moving
-    points = memory.from_depth(to_unit(photo), depth, camera, ~moving)
-    point_map = memory.insert(
-        memory.empty(config.memory.capacity), *points, provenance=OBSERVED, voxel_size=config.memory.voxel_size
-    )
-    views = jax.tree.map(lambda leaf: leaf[None], camera)
-    bank = memory.empty_bank(config.memory.bank_frames, config.clip.height, config.clip.width)
-    n = config.clip.history_frames
-    return World(
-        point_map=point_map,
-        frame_bank=memory.remember(bank, photo[None], views, clip=jnp.int32(0)),
-        history=jnp.broadcast_to(photo, (n, *photo.shape)),
-        history_cameras=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape)), camera),
-        key=key,
-        clip_index=jnp.int32(0),
-        frame_count=jnp.int32(0),
-    )
+    return observe(model, new_world(model, key), photo, depth, camera, moving)
+
+
+def estimate_view_depth(
+    model: Model, params: Params, world: World, photo: UInt8[Array, "h w 3"], camera: Cameras
+) -> Float[Array, "h w"]:
+    """Depth of a photo without one: the depth network's, fitted to the map where that is in view."""
+    view = jax.tree.map(lambda leaf: leaf[None], camera)
+    seen = render_map(model, world, view)
+    request = ClipRequest(view, jnp.zeros((0, 0)), jnp.zeros((0, 0)), jnp.zeros((1, *photo.shape[:2]), bool))
+    return _map(model, params, request, photo[None], seen).depth[0]
+
+
+def render_map(model: Model, world: World, cameras: Cameras) -> Projection:
+    """The point map as the cameras see it."""
+    config, point_map = model.config, world.point_map
+    return splat.render(
+        point_map.positions, point_map.colors, point_map.valid, cameras,
+        height=config.clip.height, width=config.clip.width, config=config.splat,
+    )  # fmt: skip
 
 
 def opening_step(model: Model, params: Params, world: World, request: ClipRequest) -> tuple[World, Clip]:
@@ -167,11 +218,7 @@ def prepare(
     """Project and retrieve: everything that the transformer is given."""
     config = model.config
     cameras = request.cameras if opening else Cameras.concatenate([world.history_cameras, request.cameras])
-    point_map = world.point_map
-    projection = splat.render(
-        point_map.positions, point_map.colors, point_map.valid, cameras,
-        height=config.clip.height, width=config.clip.width, config=config.splat,
-    )  # fmt: skip
+    projection = render_map(model, world, cameras)
     history = world.history[-1:] if opening else world.history
     clean = model.encode(params, to_signed(history)[None])
     found = jnp.full((config.clip.references,), -1, jnp.int32)
@@ -255,9 +302,7 @@ def denoiser(model: Model, params: Params, conditions: Conditions) -> diffusion.
 
         return call
 
-    return diffusion.guided(
-        predict(conditions.context), predict(conditions.negative_context), model.config.guidance
-    )
+    return diffusion.guided(predict(conditions.context), predict(conditions.negative_context), model.config.guidance)
 
 
 def finish(

@@ -20,7 +20,7 @@ from spatia_jax.cameras import Cameras, check_path, parse_path
 from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write, recover_directory
-from spatia_jax.io.manifest import write_manifest
+from spatia_jax.io.manifest import sha256, write_manifest
 from spatia_jax.io.progress import RolloutProgress
 from spatia_jax.model import Model, Params
 from spatia_jax.sampling import inputs as door
@@ -29,7 +29,10 @@ from spatia_jax.sampling.outputs import keep_clip, load_clip, write_outputs
 from spatia_jax.sampling.saved_world import load_world, save_world
 from spatia_jax.text import NEGATIVE_PROMPT, Tokenizer
 from spatia_jax.weights.bundle import load_weights, weights_folder
-from spatia_jax.world import ClipRequest, World, observe, open_world, to_signed
+from spatia_jax.world import Clip, ClipRequest, World, estimate_view_depth, new_world, observe, render_map
+
+DEFAULT_CLIPS = 4
+DEFAULT_PATH = "pan right 35 and dolly in 0.5; there and back"
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,210 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped; the same command with --resume goes on from the last whole clip", file=sys.stderr)
         return 130
     return 0
+
+
+def run(args: SampleArgs) -> None:
+    """The whole job. Everything that can be wrong with the input is found before the first clip is begun."""
+    config = args.experiment
+    _check_output(args)
+    given = _read_inputs(args)
+    weights = weights_folder(config.name, args.weights)
+    model = Model(config)
+    params, tokenizer = load_weights(model, weights)
+    world = _starting_world(args, model, params, given)
+
+    first = int(world.clip_index)
+    cameras, clips, asked = _camera_path(args, given, world)
+    prompts = door.read_prompts(args.prompt, args.prompts, clips, print)
+    warnings = _path_warnings(cameras, world)
+    for warning in warnings:
+        print(f"note: {warning}")
+    world = _claim_output(args, world, _fingerprint(args, weights, prompts, cameras, given))
+    requests = _requests(model, params, tokenizer, args, prompts, cameras, given.moving, opening=first == 0)
+
+    def keep(index: int, before: World, after: World, clip: Clip, seconds: dict[str, float]) -> None:
+        keep_clip(args.output, index, before, clip, seconds)
+        save_world(args.output / "world", after, config)
+
+    with RolloutProgress(clips, config.sampler.steps, first_clip=int(world.clip_index) - first) as progress:
+        world = Driver(model).run(params, world, requests, prompts, first=first, progress=progress, keep=keep)
+    _finish(args, given, weights, world, cameras[:asked], prompts, warnings, first)
+
+
+def _check_output(args: SampleArgs) -> None:
+    """An output folder is new or empty, or the one of the run that is resumed: nothing is written over."""
+    if args.resume and not (args.output / "job.json").is_file():
+        raise InputError(f"--resume: {args.output} holds no interrupted run")
+    if args.output.is_file():
+        raise InputError(f"--output {args.output} is a file; give a folder")
+    if not args.resume and args.output.is_dir() and any(args.output.iterdir()):
+        raise InputError(
+            f"--output {args.output} is not empty; choose another folder, or add --resume to go on with the run in it"
+        )
+
+
+def _read_inputs(args: SampleArgs) -> door.Inputs:
+    if args.every < 1:
+        raise InputError(f"--every is {args.every}; it must be at least 1")
+    if args.clips is not None and args.clips < 1:
+        raise InputError(f"--clips is {args.clips}; it must be at least 1")
+    starts = [name for name in ("image", "sequence", "from_world") if getattr(args, name) is not None]
+    if len(starts) > 1:
+        raise InputError("give one of " + ", ".join(f"--{name.replace('_', '-')}" for name in starts) + ", not several")
+    if args.from_world is not None:
+        return door.continue_inputs(args)
+    if args.sequence is not None:
+        return door.sequence_inputs(args, print)
+    return door.photo_inputs(args, print)
+
+
+def _starting_world(args: SampleArgs, model: Model, params: Params, given: door.Inputs) -> World:
+    """The world that the first clip of this run is generated in."""
+    template = jax.eval_shape(lambda: new_world(model, jax.random.key(0)))
+    if args.from_world is not None:
+        world = load_world(args.from_world, template, args.experiment)
+        return dataclasses.replace(world, key=jax.random.key(args.seed))
+    look = jax.jit(functools.partial(observe, model))
+    estimate = jax.jit(functools.partial(estimate_view_depth, model))
+    world = new_world(model, jax.random.key(args.seed))
+    for view in given.views:
+        depth = estimate(params, world, view.photo, view.camera) if view.depth is None else view.depth
+        world = look(world, view.photo, depth, view.camera, view.moving)
+    if not int(world.point_map.num_points):
+        raise InputError("no point of the picture can be placed in space: the mask or the depth leaves nothing")
+    return world
+
+
+def _camera_path(args: SampleArgs, given: door.Inputs, world: World) -> tuple[Cameras, int, int]:
+    """Cameras of whole clips, the number of clips, and how many frames the video shall have."""
+    config = args.experiment
+    continuing = int(world.clip_index) > 0
+    if given.cameras is not None:
+        return door.fit_length(given.cameras[:: args.every], config, args.clips, continuing=continuing, say=print)
+    clips = args.clips or DEFAULT_CLIPS
+    frames = clips * config.clip.new_frames if continuing else config.clip.frames_of(clips)
+    start = world.history_cameras[-1]
+    seen = render_map(Model(config), world, start[None])
+    depth = (
+        float(np.median(np.asarray(seen.depth)[np.asarray(seen.depth) > 0])) if bool((seen.depth > 0).any()) else 1.0
+    )
+    # A continuing path begins one step after where the camera already is.
+    path = parse_path(given.path or DEFAULT_PATH, start, frames + continuing, depth)[int(continuing) :]
+    return path, clips, frames
+
+
+def _path_warnings(cameras: Cameras, world: World) -> list[str]:
+    report = check_path(cameras, np.asarray(world.point_map.positions), np.asarray(world.point_map.valid))
+    return list(report.warnings)
+
+
+def _requests(
+    model: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    args: SampleArgs,
+    prompts: list[str],
+    cameras: Cameras,
+    moving: np.ndarray,
+    *,
+    opening: bool,
+) -> list[ClipRequest]:
+    """One request for each clip. Each text is encoded once."""
+    embed = jax.jit(model.embed_text)
+
+    @functools.cache
+    def context(text: str):
+        ids, mask = tokenizer.encode([text], args.experiment.clip.text_length)
+        return embed(params, jnp.asarray(ids), jnp.asarray(mask))[0]
+
+    clip = args.experiment.clip
+    parts = door.split_path(cameras, clip, opening=opening)
+    masks = door.split_masks(moving, cameras, clip, opening=opening)
+    return [
+        ClipRequest(part, context(prompt), context(args.negative_prompt), mask)
+        for part, prompt, mask in zip(parts, prompts, masks, strict=True)
+    ]
+
+
+def _fingerprint(args: SampleArgs, weights: Path, prompts: list[str], cameras: Cameras, given: door.Inputs) -> str:
+    """A hash of all that decides a run's bits; a run is resumed only by an equal one."""
+    parts = {
+        "config": dataclasses.asdict(args.experiment),
+        "seed": args.seed,
+        "prompts": prompts,
+        "negative_prompt": args.negative_prompt,
+        "files": {name: sha256(file) for name, file in given.files.items()},
+        "weights": {file.name: sha256(file) for file in sorted(weights.iterdir()) if file.is_file()},
+        "cameras": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(cameras)],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _claim_output(args: SampleArgs, world: World, fingerprint: str) -> World:
+    """Marks the output folder as this job's; when resuming, returns the world after its last whole clip."""
+    job = args.output / "job.json"
+    if args.resume:
+        if json.loads(job.read_text(encoding="utf-8")).get("fingerprint") != fingerprint:
+            raise InputError(
+                f"--resume: the run in {args.output} was started with other inputs, options or weights; repeat its "
+                "command with --resume added, or choose another --output"
+            )
+        recover_directory(args.output / "world")
+        if (args.output / "world").is_dir():
+            return load_world(args.output / "world", world, args.experiment)
+        return world
+    with atomic_write(job) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+    return world
+
+
+def _finish(
+    args: SampleArgs,
+    given: door.Inputs,
+    weights: Path,
+    world: World,
+    cameras: Cameras,
+    prompts: list[str],
+    warnings: list[str],
+    first: int,
+) -> None:
+    folder, config = args.output, args.experiment
+    score = write_outputs(
+        folder,
+        title=f"spatia_jax: {given.title}",
+        clips=[load_clip(folder, first + k) for k in range(len(prompts))],
+        prompts=prompts,
+        cameras=cameras,
+        world=world,
+        fps=config.clip.fps,
+        photo=given.views[-1].photo if given.views else None,
+        warnings=warnings,
+        settings=_settings(args),
+    )
+    write_manifest(
+        folder / "manifest.json",
+        config=config,
+        seed=args.seed,
+        inputs=given.files,
+        weights={file.stem: file for file in sorted(weights.iterdir()) if file.is_file()},
+        outputs={name: folder / name for name in ("video.mp4", "point_map.ply")},
+    )
+    if score is not None:
+        print(f"the path returns to its first view: PSNR {score.psnr:.2f} dB, SSIM {score.ssim:.3f}")
+    for name in ("video.mp4", "report.html", "point_map.ply", "world", "manifest.json"):
+        print(f"{name:14} {folder / name}")
+
+
+def _settings(args: SampleArgs) -> dict[str, str]:
+    """What the report says about how the video was made."""
+    config = args.experiment
+    return {
+        "config": config.name,
+        "seed": str(args.seed),
+        "camera path": str(args.cameras.name) if args.cameras else (args.path or DEFAULT_PATH),
+        "sampler": f"{config.sampler.solver}, {config.sampler.steps} steps, shift {config.sampler.shift:g}",
+        "guidance": f"{config.guidance:g}",
+        "references": str(config.clip.references),
+        "voxel": f"{config.memory.voxel_size:g} m",
+        "splat radius": f"{config.splat.radius:g} NDC, {config.splat.points_per_pixel} points a pixel",
+    }

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import jax
-import numpy as np
 
 from spatia_jax import diffusion
 from spatia_jax.model import Model, Params
@@ -52,9 +51,7 @@ class Driver:
     def __init__(self, model: Model):
         self.model = model
         self._prepare = jax.jit(functools.partial(prepare, model), static_argnames="opening")
-        self._init = jax.jit(
-            lambda c: diffusion.init_state(c.noise, clean=c.clean, is_clean=c.is_clean)
-        )
+        self._init = jax.jit(lambda c: diffusion.init_state(c.noise, clean=c.clean, is_clean=c.is_clean))
         self._step = jax.jit(
             lambda params, conditions, state, row: diffusion.step(
                 denoiser(model, params, conditions), state, row, **given(model, conditions)
@@ -95,24 +92,24 @@ class Driver:
         requests: list[ClipRequest],
         prompts: list[str],
         *,
+        first: int = 0,
         progress: Progress,
-        keep: Callable[[int, World, Clip, dict[str, float]], None],
+        keep: Callable[[int, World, World, Clip, dict[str, float]], None],
     ) -> World:
-        """All clips from `world.clip_index` on; `keep` stores each one before the next begins.
+        """All clips that are not made yet; `keep` stores each one before the next begins.
 
         Args:
-            requests: one for each clip of the whole video, the opening one first; those already made are skipped.
+            requests: one for each clip, the first of them for the clip number `first` of the world.
             prompts: their texts, for the progress display.
-            keep: called with clip number, the world after it, the clip, and its seconds by stage.
+            first: clip index of the world that the requests begin at; clips up to `world.clip_index` are skipped.
+            keep: called with clip index, the world before and after, the clip, and its seconds by stage.
         """
-        for index in range(int(world.clip_index), len(requests)):
-            progress.start_clip(index, prompts[index])
-            world, clip, seconds = self.run_clip(params, world, requests[index], opening=index == 0, progress=progress)
-            keep(index, world, clip, seconds)
+        for index in range(int(world.clip_index), first + len(requests)):
+            progress.start_clip(index - first, prompts[index - first])
+            before = world
+            world, clip, seconds = self.run_clip(
+                params, world, requests[index - first], opening=index == 0, progress=progress
+            )
+            keep(index, before, world, clip, seconds)
             progress.finish_clip(int(world.point_map.num_points))
         return world
-
-
-def to_images(projection_color: np.ndarray) -> np.ndarray:
-    """Colours in [0, 1] to bytes."""
-    return np.round(np.clip(np.asarray(projection_color), 0, 1) * 255).astype(np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array
 
 from spatia_jax.cameras import Cameras, parse_path, read_cameras
 from spatia_jax.cameras.formats import read_intrinsics
-from spatia_jax.config import Experiment
+from spatia_jax.config import ClipConfig, Experiment
 from spatia_jax.errors import InputError
 from spatia_jax.io.images import adjust_intrinsics, fit_image, fit_map, read_depth, read_image, read_mask
 
@@ -41,41 +42,97 @@ class Inputs:
     """What the user gave, read and checked.
 
     Attributes:
-        views: the photo, or the frames of a posed sequence; the last one is where the video starts.
-        cameras: the whole path, or None where `path` says it in words.
-        path: words of the path language.
-        prompts: one for each clip.
-        moving: [n, h, w] bool for frames to come (n may be 0).
-        clips: how many.
+        title: for the report.
+        views: the photo, or the frames of a posed sequence; the video starts at the last one. Empty when a saved world
+            goes on.
+        cameras: the whole path, or None where it is said in words.
+        path: words of the path language, or None.
+        moving: [n, h, w] bool for the first n frames (n may be 0).
         files: name -> file, for the manifest.
     """
 
+    title: str
     views: list[View]
     cameras: Cameras | None
     path: str | None
-    prompts: list[str]
     moving: np.ndarray
-    clips: int
     files: dict[str, Path]
 
 
-def read_view(
-    config: Experiment, image: Path, depth: Path | None, mask: Path | None, intrinsics: np.ndarray, say: Say
-) -> tuple[View, np.ndarray]:
-    """A picture with what is known about it. `intrinsics` are those of the file, normalised [4].
-
-    Returns the view at the world's origin, and the masks of all frames that the mask file holds, fitted.
-    """
-    height, width = config.clip.height, config.clip.width
+def photo_inputs(args, say: Say) -> Inputs:
+    """Inputs of a world that starts from one photo (`SampleArgs`)."""
+    embedded = args.image is None
+    if embedded and (args.depth is not None or args.mask is not None):
+        raise InputError("--depth and --mask belong to an --image; give that too")
+    image = embedded_photo() if embedded else args.image
     original = read_image(image)
-    photo, crop = fit_image(original, height, width)
+    size = original.shape[:2]
+    cameras, intrinsics = read_path(args.cameras, args.intrinsics, args.path, size, args.fov)
+    photo, crop = fit_image(original, args.experiment.clip.height, args.experiment.clip.width)
     if crop.original != crop.size:
         say(f"{image.name}: {crop}")
-    size = original.shape[:2]
-    known = None if depth is None else fit_map(read_depth(depth, size), height, width)
-    masks = np.zeros((1, height, width), bool) if mask is None else fit_map(read_mask(mask, size), height, width)
-    camera = Cameras(jnp.eye(4)[:3], jnp.asarray(adjust_intrinsics(intrinsics, crop)))
-    return View(photo, known, masks[0], camera), masks
+    depth = None if args.depth is None else fit_map(read_depth(args.depth, size), *crop.size)
+    masks = np.zeros((1, *crop.size), bool) if args.mask is None else fit_map(read_mask(args.mask, size), *crop.size)
+    if cameras is not None:
+        cameras = Cameras(cameras.cam_from_world, jnp.asarray(adjust_intrinsics(cameras.intrinsics, crop)))
+    pose = jnp.eye(3, 4) if cameras is None else cameras.cam_from_world[0]
+    view = View(photo, depth, masks[0], Cameras(pose, jnp.asarray(adjust_intrinsics(intrinsics, crop))))
+    return Inputs(image.stem, [view], cameras, args.path, masks, _files(args, image=image))
+
+
+def sequence_inputs(args, say: Say) -> Inputs:
+    """Inputs of a world that starts from a folder of posed frames, with depth or without (7-Scenes layout)."""
+    for name in ("depth", "mask"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name} belongs to an --image; the frames of a --sequence bring their own depth")
+    images = sorted(path for path in Path(args.sequence).glob("frame-*.color.*"))
+    if not images:
+        raise InputError(f"--sequence {args.sequence}: no frame-*.color.jpg or .png in it (7-Scenes layout)")
+    images = images[:: args.every]
+    size = read_image(images[0]).shape[:2]
+    poses = read_cameras(args.sequence, image_size=size)
+    numbers = sorted(path.name.split(".")[0] for path in Path(args.sequence).glob("frame-*.color.*"))
+    height, width = args.experiment.clip.height, args.experiment.clip.width
+    views = []
+    for image in images:
+        original = read_image(image)
+        if original.shape[:2] != size:
+            raise InputError(
+                f"{image}: is {original.shape[1]}x{original.shape[0]}, the first frame {size[1]}x{size[0]}"
+            )
+        photo, crop = fit_image(original, height, width)
+        depth_file = image.with_name(image.name.split(".")[0] + ".depth.png")
+        depth = fit_map(read_depth(depth_file, size), height, width) if depth_file.is_file() else None
+        camera = poses[numbers.index(image.name.split(".")[0])]
+        camera = Cameras(camera.cam_from_world, jnp.asarray(adjust_intrinsics(camera.intrinsics, crop)))
+        views.append(View(photo, depth, np.zeros((height, width), bool), camera))
+    say(f"{args.sequence.name}: {len(views)} posed frames, {crop}; the video starts at {images[-1].name}")
+    cameras, _ = read_path(args.cameras, args.intrinsics, args.path, size, args.fov)
+    if cameras is not None:
+        cameras = Cameras(cameras.cam_from_world, jnp.asarray(adjust_intrinsics(cameras.intrinsics, crop)))
+    none = np.zeros((0, height, width), bool)
+    return Inputs(args.sequence.name, views, cameras, args.path, none, _files(args, sequence=args.sequence))
+
+
+def continue_inputs(args) -> Inputs:
+    """Inputs of a run that goes on from a saved world: only a path, and what moves, are read."""
+    for name in ("depth", "mask"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name} belongs to an --image; a saved world brings its own map")
+    clip = args.experiment.clip
+    cameras, _ = read_path(args.cameras, args.intrinsics, args.path, (clip.height, clip.width), args.fov)
+    none = np.zeros((0, clip.height, clip.width), bool)
+    return Inputs(args.from_world.name, [], cameras, args.path, none, _files(args, from_world=args.from_world))
+
+
+def embedded_photo() -> Path:
+    """The photo that is used when none is given: a held-out scene of the procedural world."""
+    return Path(str(resources.files("spatia_jax"))) / "assets" / "photo.png"
+
+
+def _files(args, **more: Path) -> dict[str, Path]:
+    named = {name: getattr(args, name) for name in ("depth", "mask", "cameras", "intrinsics", "prompts")}
+    return more | {name: path for name, path in named.items() if path is not None}
 
 
 def default_intrinsics(field_of_view: float, size: tuple[int, int]) -> np.ndarray:
@@ -85,12 +142,6 @@ def default_intrinsics(field_of_view: float, size: tuple[int, int]) -> np.ndarra
     focal = 0.5 / np.tan(np.radians(field_of_view) / 2)
     height, width = size
     return np.array([focal, focal * width / height, 0.5, 0.5], np.float32)
-
-
-def fit_cameras(cameras: Cameras, size: tuple[int, int], config: Experiment) -> Cameras:
-    """Cameras of a picture of `size` (height, width) as those of its fitted version."""
-    _, crop = fit_image(np.zeros((*size, 3), np.uint8), config.clip.height, config.clip.width)
-    return Cameras(cameras.cam_from_world, jnp.asarray(adjust_intrinsics(cameras.intrinsics, crop)))
 
 
 def read_path(
@@ -137,38 +188,45 @@ def read_prompts(prompt: tuple[str, ...], file: Path | None, clips: int, say: Sa
     return (lines + [lines[-1]] * clips)[:clips]
 
 
-def fit_length(cameras: Cameras, config: Experiment, clips: int | None, say: Say) -> tuple[Cameras, int, int]:
+def fit_length(
+    cameras: Cameras, config: Experiment, clips: int | None, *, continuing: bool, say: Say
+) -> tuple[Cameras, int, int]:
     """A camera path cut or padded to whole clips.
 
-    Returns: the padded path, the number of clips, and how many frames of the video were asked for (the rest is padding,
-    made by repeating the last pose, and cut from the video).
+    Returns: the padded path, the number of clips, and how many frames the video shall have: padding, made by repeating
+    the last pose, is generated but left out of the video.
     """
-    asked = len(cameras)
+    asked, clip = len(cameras), config.clip
     if asked < 2:
         raise InputError(f"a camera path needs at least 2 views, this one has {asked}")
-    needed = config.clip.clips_for(asked)
-    if clips is not None and clips < needed:
-        asked, needed = config.clip.frames_of(clips), clips
-        say(f"{len(cameras)} cameras, cut to the {asked} of {clips} clips")
-    elif clips is not None and clips > needed:
+    needed = -(-asked // clip.new_frames) if continuing else clip.clips_for(asked)
+
+    def frames_of(count: int) -> int:
+        return count * clip.new_frames if continuing else clip.frames_of(count)
+
+    if clips is not None and clips > needed:
         raise InputError(
-            f"{asked} cameras make {needed} clips, --clips asks for {clips}, which need "
-            f"{config.clip.frames_of(clips - 1) + 1} or more"
+            f"{asked} cameras make {needed} clips; --clips {clips} would need more than {frames_of(clips - 1)} cameras"
         )
-    total = config.clip.frames_of(needed)
-    index = np.minimum(np.arange(total), asked - 1)
+    if clips is not None and clips < needed:
+        say(f"{asked} cameras, cut to the {frames_of(clips)} of {clips} clips")
+        asked, needed = frames_of(clips), clips
+    index = np.minimum(np.arange(frames_of(needed)), asked - 1)
     return cameras[index], needed, asked
 
 
-def split_path(cameras: Cameras, config: Experiment) -> list[Cameras]:
+def split_path(cameras: Cameras, clip: ClipConfig, *, opening: bool) -> list[Cameras]:
     """A path of whole clips, cut into the cameras that each clip adds."""
-    bounds = [0] + [config.clip.frames_of(k + 1) for k in range(config.clip.clips_for(len(cameras)))]
-    return [cameras[first:last] for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [cameras[first:last] for first, last in _bounds(len(cameras), clip, opening)]
 
 
-def split_masks(masks: np.ndarray, frames: int, config: Experiment) -> list[Array]:
+def split_masks(masks: np.ndarray, cameras: Cameras, clip: ClipConfig, *, opening: bool) -> list[Array]:
     """Masks of moving things [n, h, w] for each clip's frames; frames without one get an empty mask."""
-    full = np.zeros((frames, config.clip.height, config.clip.width), bool)
-    full[: min(len(masks), frames)] = masks[:frames]
-    bounds = [0] + [config.clip.frames_of(k + 1) for k in range(config.clip.clips_for(frames))]
-    return [jnp.asarray(full[first:last]) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    full = np.zeros((len(cameras), clip.height, clip.width), bool)
+    full[: len(masks)] = masks[: len(full)]
+    return [jnp.asarray(full[first:last]) for first, last in _bounds(len(cameras), clip, opening)]
+
+
+def _bounds(frames: int, clip: ClipConfig, opening: bool) -> list[tuple[int, int]]:
+    starts = [0, *range(clip.opening_frames, frames, clip.new_frames)] if opening else range(0, frames, clip.new_frames)
+    return list(zip(starts, [*list(starts)[1:], frames], strict=True))

@@ -63,7 +63,12 @@ def train(args: TrainArgs) -> None:
     """Trains the asked part and writes its parameters (the moving average) to `output/weights`."""
     model, weights = Model(args.experiment), args.output / "weights"
     source = open_sequences(args.experiment.procedural, args.data or args.output / "data")
-    trainer = {"autoencoder": _train_autoencoder, "depth": _train_depth, "stage1": _train_stage1, "stage2": _train_stage2}
+    trainer = {
+        "autoencoder": _train_autoencoder,
+        "depth": _train_depth,
+        "stage1": _train_stage1,
+        "stage2": _train_stage2,
+    }
     params = trainer[args.part](model, source, args.output, weights)
     for name, value in params.items():
         save_params(weights / f"{name}.safetensors", value)
@@ -116,5 +121,5 @@ def _tokenizer(model: Model, source: Source[dict], weights: Path) -> Tokenizer:
     path = weights / "tokenizer.json"
     if not path.exists():
         captions = [source[i]["caption"] for i in range(len(source))]
-        train_tokenizer(captions, model.config.text_encoder.vocab, path)
+        train_tokenizer(captions, model.config.text_encoder.vocab_size, path)
     return Tokenizer.load(path)

@@ -6,7 +6,8 @@ build goes on where it stopped. Latents are float16: their rounding is far below
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Source
+from collections.abc import Callable
+from collections.abc import Sequence as Source
 from pathlib import Path
 
 import grain

@@ -71,5 +71,7 @@ class GeneratorObjective:
         parametrization = config.flow.parametrization
         loss = diffusion.flow_loss(output, video, noisy, is_new, parametrization)
         sigma = noisy.sigma[..., None, None, None]
-        error = jnp.square(parametrization.clean(output, noisy.latents, sigma) - video)[:, num_references + num_history :]
+        error = jnp.square(parametrization.clean(output, noisy.latents, sigma) - video)[
+            :, num_references + num_history :
+        ]
         return loss, {"clean_error": jnp.mean(error)}

@@ -17,10 +17,12 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from jaxtyping import Array
 from tensorboardX import SummaryWriter
 
 from spatia_jax.errors import InputError
+from spatia_jax.parallel import data_mesh, replicated, split_batch
 from spatia_jax.training.state import OptimizerConfig, Params, TrainState
 
 
@@ -49,8 +51,11 @@ class FitConfig:
                 raise InputError(f"fit.{name} is {getattr(self, name)}; it must be at least 1")
 
 
-def make_train_step(objective: Objective, config: FitConfig) -> Callable:
-    """`train_step(state, batch, key) -> state, metrics`: pure, jitted, the old state's memory is reused."""
+def make_train_step(objective: Objective, config: FitConfig, mesh: Mesh) -> Callable:
+    """`train_step(state, batch, key) -> state, metrics`: pure, jitted, the old state's memory is reused.
+
+    The batch is split over `mesh`, the state is on every device; XLA adds the sum of the gradients.
+    """
     optimizer = config.optimizer.build(config.steps)
 
     def train_step(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
@@ -60,12 +65,13 @@ def make_train_step(objective: Objective, config: FitConfig) -> Callable:
         state = state.apply(gradients, optimizer, config.optimizer.ema_decay)
         return state, {"loss": loss, "gradient_norm": norm, **metrics}
 
-    return jax.jit(train_step, donate_argnums=0)
+    everywhere = replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(everywhere, everywhere))
 
 
 def initial_state(objective: Objective, config: FitConfig, start: Params | None = None) -> TrainState:
     """The state at step 0, from scratch or from given parameters."""
-    params = objective.init(jax.random.key(config.seed)) if start is None else start
+    params = jax.jit(objective.init)(jax.random.key(config.seed)) if start is None else start
     return TrainState.create(params, config.optimizer.build(config.steps))
 
 
@@ -94,8 +100,9 @@ def fit(
     directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager:
-        state = _restore_or_start(manager, objective, config, start, say)
-        train_step = make_train_step(objective, config)
+        mesh = data_mesh(config.batch_size)
+        state = jax.device_put(_restore_or_start(manager, objective, config, start, say), replicated(mesh))
+        train_step = make_train_step(objective, config, mesh)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         first = int(state.step)
         if first >= config.steps:
@@ -103,7 +110,7 @@ def fit(
         iterator = iter(batches[first:].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
         with _Log(directory, config, first, say) as log:
             for step in range(first, config.steps):
-                batch = next(iterator)
+                batch = split_batch(next(iterator), mesh)
                 state, metrics = train_step(state, batch, key)
                 log(step, metrics)
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps:

@@ -5,7 +5,8 @@ Batch i is a function of i and the seed alone, so the step of a run says which d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Source
+from collections.abc import Callable
+from collections.abc import Sequence as Source
 
 import grain
 import numpy as np
@@ -25,9 +26,7 @@ def _batches(source: Source[dict], cut: Callable, batch_size: int, seed: int) ->
     )
 
 
-def crop_batches(
-    source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int
-) -> grain.MapDataset:
+def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int) -> grain.MapDataset:
     """Batches `{"frames": [b, frames, crop, crop, 3] uint8}` of random cuts in time and space, some mirrored."""
 
     def cut(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -35,7 +34,9 @@ def crop_batches(
         length, height, width = video.shape[:3]
         if frames > length or crop > min(height, width):
             raise InputError(f"crops of {frames} x {crop} x {crop} do not fit videos of {length} x {height} x {width}")
-        t, y, x = (rng.integers(0, whole - part + 1) for whole, part in ((length, frames), (height, crop), (width, crop)))
+        t, y, x = (
+            rng.integers(0, whole - part + 1) for whole, part in ((length, frames), (height, crop), (width, crop))
+        )
         piece = video[t : t + frames, y : y + crop, x : x + crop]
         return {"frames": np.ascontiguousarray(piece[:, :, ::-1] if rng.integers(2) else piece)}
 

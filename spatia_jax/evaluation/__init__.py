@@ -1,0 +1,1 @@
+"""Measurements against ground truth: python -m spatia_jax.evaluation closed-loop --help"""

@@ -1,0 +1,147 @@
+"""The closed loop with ground truth: go out, come back, and compare every frame with what is really there.
+
+The paper (Tables 3 and 4) compares only the last frame with the first, since no data set shows what a generated view
+should have been. The procedural world does: it is rendered along the same path. Three ways are compared:
+
+    with_memory     the model as it is
+    without_memory  the same weights, projection and references withheld (first row of the paper's Table 4)
+    projection      no network: the map splatted into the cameras, holes filled with the mean colour of what is known
+
+Holes are the pixels in which the map of the first way had no point; all three are scored on the same pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spatia_jax.cameras import Cameras
+from spatia_jax.config import Experiment
+from spatia_jax.data.procedural import HELD_OUT, caption, render, sample_path, sample_scene
+from spatia_jax.evaluation.metrics import psnr, ssim
+from spatia_jax.model import Model, Params
+from spatia_jax.text import NEGATIVE_PROMPT, Tokenizer
+from spatia_jax.world import Clip, ClipRequest, clip_step, estimate_view_depth, new_world, observe, opening_step
+
+WAYS = ("with_memory", "without_memory", "projection")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A held-out scene along a path that returns: t views.
+
+    Attributes:
+        frames: [t, h, w, 3] uint8; depth: [h, w] metres, of the first view; prompt: what the scene shows.
+    """
+
+    frames: np.ndarray
+    depth: np.ndarray
+    cameras: Cameras
+    prompt: str
+
+
+def true_sequence(config: Experiment, index: int, clips: int) -> Truth:
+    """Scene `index` of the held-out ones, along a there-and-back path of whole clips."""
+    seed, frames = HELD_OUT + index, config.clip.frames_of(clips)
+    scene = sample_scene(seed)
+    cameras = sample_path(seed, scene, frames, "there_and_back")
+    seen = render(scene, cameras, jnp.arange(frames) / config.clip.fps, config.clip.height, config.clip.width)
+    return Truth(np.asarray(seen.color), np.asarray(seen.depth[0]), cameras, caption(scene))
+
+
+class Walker:
+    """Compiled rollouts of one model."""
+
+    def __init__(self, model: Model, params: Params, tokenizer: Tokenizer):
+        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self._estimate = jax.jit(lambda p, w, image, camera: estimate_view_depth(model, p, w, image, camera))
+        self._observe = jax.jit(lambda *args: observe(model, *args))
+        self._embed = jax.jit(model.embed_text)
+        self._opening = jax.jit(lambda p, w, r: opening_step(model, p, w, r))
+        self._step = jax.jit(lambda p, w, r: clip_step(model, p, w, r))
+
+    def walk(self, truth: Truth, seed: int, *, given_depth: bool) -> list[Clip]:
+        """The clips along the path, from the first frame alone (and its true depth, if given)."""
+        clip = self.model.config.clip
+        world, first = new_world(self.model, jax.random.key(seed)), truth.cameras[0]
+        photo = jnp.asarray(truth.frames[0])
+        depth = jnp.asarray(truth.depth) if given_depth else self._estimate(self.params, world, photo, first)
+        world = self._observe(world, photo, depth, first, jnp.zeros(depth.shape, bool))
+        ids, mask = self.tokenizer.encode([truth.prompt, NEGATIVE_PROMPT], clip.text_length)
+        context, negative = self._embed(self.params, jnp.asarray(ids), jnp.asarray(mask))
+        bounds = [0, *range(clip.opening_frames, len(truth.frames), clip.new_frames), len(truth.frames)]
+        clips = []
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+            still = jnp.zeros((end - start, clip.height, clip.width), bool)
+            request = ClipRequest(truth.cameras[start:end], context, negative, still)
+            world, made = (self._step if start else self._opening)(self.params, world, request)
+            clips.append(jax.tree.map(np.asarray, made))
+        return clips
+
+
+def without_memory(config: Experiment) -> Experiment:
+    """The same experiment with projection and references withheld."""
+    return dataclasses.replace(config, memory=dataclasses.replace(config.memory, use_map=False, use_references=False))
+
+
+def filled_projection(clips: list[Clip]) -> tuple[np.ndarray, np.ndarray]:
+    """The projections [t, h, w, 3] uint8 laid over the mean colour of each one's known pixels, and the holes [t, h, w]."""
+    color = np.concatenate([clip.projection.color for clip in clips])
+    coverage = np.concatenate([clip.projection.coverage for clip in clips])[..., None]
+    mean = color.sum((1, 2), keepdims=True) / np.maximum(coverage.sum((1, 2), keepdims=True), 1e-6)
+    filled = np.clip(color + (1 - coverage) * mean, 0, 1)
+    holes = np.concatenate([clip.projection.depth for clip in clips]) <= 0
+    return np.round(filled * 255).astype(np.uint8), holes
+
+
+def score(frames: np.ndarray, truth: np.ndarray, holes: np.ndarray) -> dict[str, float]:
+    """PSNR of the returning frame, of all generated frames (the given first one is left out), and in holes alone."""
+    return {
+        "psnr_return": psnr(frames[-1], truth[-1]),
+        "ssim_return": ssim(frames[-1], truth[-1]),
+        "psnr_all": psnr(frames[1:], truth[1:]),
+        "psnr_holes": psnr(frames[1:], truth[1:], holes[1:]),
+    }
+
+
+def evaluate(
+    config: Experiment,
+    params: Params,
+    tokenizer: Tokenizer,
+    *,
+    scenes: int,
+    clips: int,
+    seed: int,
+    given_depth: bool,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Scores of all ways, per scene and as means over scenes."""
+    walkers = {
+        "with_memory": Walker(Model(config), params, tokenizer),
+        "without_memory": Walker(Model(without_memory(config)), params, tokenizer),
+    }
+    rows = []
+    for index in range(scenes):
+        truth = true_sequence(config, index, clips)
+        made = {name: walker.walk(truth, seed, given_depth=given_depth) for name, walker in walkers.items()}
+        filled, holes = filled_projection(made["with_memory"])
+        videos = {name: np.concatenate([clip.frames for clip in made[name]]) for name in made} | {"projection": filled}
+        scores = {way: score(videos[way], truth.frames, holes) for way in WAYS}
+        rows.append({"scene": index, "prompt": truth.prompt, "holes": float(holes[1:].mean()), **scores})
+        shown = "  ".join(f"{way} {scores[way]['psnr_return']:.2f}/{scores[way]['psnr_all']:.2f}" for way in WAYS)
+        say(f"scene {index}: return/all dB  {shown}")
+    means = {way: {name: float(np.nanmean([row[way][name] for row in rows])) for name in rows[0][way]} for way in WAYS}
+    return {**means, "scenes": rows}
+
+
+def table(result: dict) -> str:
+    """The means as text."""
+    columns = ("psnr_return", "ssim_return", "psnr_all", "psnr_holes")
+    lines = [f"{'':16}" + "".join(f"{name:>13}" for name in columns)]
+    lines += [f"{way:16}" + "".join(f"{result[way][name]:13.3f}" for name in columns) for way in WAYS]
+    return "\n".join(lines)
