@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 DEMO_OUT ?= outputs/demo
-DEMO_ARGS ?= configs/tiny.py --output $(DEMO_OUT)
+# A finished or interrupted demo is gone on with, so that a second run costs little and writes nothing over.
+DEMO_ARGS ?= configs/tiny.py --output $(DEMO_OUT) $(if $(wildcard $(DEMO_OUT)/job.json),--resume)
 # Programs compiled by one test run are read back by the next.
 TEST_ENV := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax
 
@@ -16,8 +17,6 @@ setup:     ## make .venv and install the locked packages
 
 demo: setup ## photo + camera path -> a video that leaves a place and comes back
 	@$(PY) sample.py $(DEMO_ARGS)
-	@echo "video:  $(DEMO_OUT)/video.mp4"
-	@echo "report: $(DEMO_OUT)/report.html"
 
 test: setup ## the tests, without the slow ones and the comparisons with other packages
 	@$(TEST_ENV) $(PY) -m pytest -q tests $(TEST_ARGS)

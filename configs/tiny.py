@@ -70,7 +70,7 @@ def experiment() -> Experiment:
             max_depth=20.0,
             input_size=(126, 224),
         ),
-        splat=SplatConfig(radius=0.025, points_per_pixel=5),
+        splat=SplatConfig(radius=0.02, points_per_pixel=8),
         memory=MemoryConfig(
             capacity=120_000, voxel_size=0.02, bank_frames=64, map_stride=4, retrieval=RetrievalConfig()
         ),

@@ -92,11 +92,12 @@ class TrainingConfig:
     """How each network of the experiment is trained by train.py."""
 
     autoencoder: FitConfig = FitConfig()
+    autoencoder_long: FitConfig = FitConfig()  # goes on with crops as long as a continuing clip
     depth: FitConfig = FitConfig()
     stage1: FitConfig = FitConfig()
     stage2: FitConfig = FitConfig()
     crop: int = 96  # pixels: side of the autoencoder's training crops
-    crop_frames: int = 9
+    crop_frames: int = 9  # of the first phase
     drop_text: float = 0.1  # probability of an empty prompt
     drop_map: float = 0.1  # probability that the projection is withheld
     drop_references: float = 0.1

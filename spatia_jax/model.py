@@ -74,9 +74,7 @@ class Model:
         """Like `decode`, but unclamped, so that every pixel has a gradient."""
         return self._call("autoencoder", params["autoencoder"], "decode", latents)
 
-    def embed_text(
-        self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
-    ) -> Float[Array, "b l d"]:
+    def embed_text(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         """Token ids to text context; rows after a text's end are zero."""
         return self._call("text_encoder", params["text_encoder"], "__call__", ids, mask)
 

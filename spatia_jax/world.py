@@ -185,7 +185,7 @@ def opening_step(model: Model, params: Params, world: World, request: ClipReques
     """The first clip: starts at the photo, without references (spec 2.5, round 0)."""
     projection, conditions, references = prepare(model, params, world, request, opening=True)
     latents = denoise(model, params, conditions)
-    return finish(model, params, world, request, projection, latents, references)
+    return finish(model, params, world, request, projection, latents, references, opening=True)
 
 
 def clip_step(model: Model, params: Params, world: World, request: ClipRequest) -> tuple[World, Clip]:
@@ -313,6 +313,8 @@ def finish(
     projection: Projection,
     latents: Float[Array, "1 f p q c"],
     references: Array,
+    *,
+    opening: bool = False,
 ) -> tuple[World, Clip]:
     """Decode, map, remember: what the new frames do to the world."""
     config = model.config
@@ -329,11 +331,12 @@ def finish(
         voxel_size=config.memory.voxel_size,
         keyframes=world.frame_count + keyframes,
     )  # fmt: skip
-    stride = config.clip.reference_stride
-    bank = memory.remember(
-        world.frame_bank, frames[stride - 1 :: stride], request.cameras[stride - 1 :: stride], world.clip_index + 1
-    )
-    n = config.clip.history_frames
+    # A frame becomes a reference when it has left the history; until then the transformer is given it anyway.
+    n, stride = config.clip.history_frames, config.clip.reference_stride
+    past = frames if opening else jnp.concatenate([world.history, frames])
+    cameras = request.cameras if opening else Cameras.concatenate([world.history_cameras, request.cameras])
+    leaving = slice(stride - 1, len(past) - n, stride)
+    bank = memory.remember(world.frame_bank, past[leaving], cameras[leaving], world.clip_index + 1)
     after = World(
         point_map=point_map,
         frame_bank=bank,

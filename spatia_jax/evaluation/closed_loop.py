@@ -13,6 +13,7 @@ Holes are the pixels in which the map of the first way had no point; all three a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ class Walker:
         context, negative = self._embed(self.params, jnp.asarray(ids), jnp.asarray(mask))
         bounds = [0, *range(clip.opening_frames, len(truth.frames), clip.new_frames), len(truth.frames)]
         clips = []
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in itertools.pairwise(bounds):
             still = jnp.zeros((end - start, clip.height, clip.width), bool)
             request = ClipRequest(truth.cameras[start:end], context, negative, still)
             world, made = (self._step if start else self._opening)(self.params, world, request)
@@ -90,7 +91,7 @@ def without_memory(config: Experiment) -> Experiment:
 
 
 def filled_projection(clips: list[Clip]) -> tuple[np.ndarray, np.ndarray]:
-    """The projections [t, h, w, 3] uint8 laid over the mean colour of each one's known pixels, and the holes [t, h, w]."""
+    """Projections [t, h, w, 3] uint8, each laid over the mean colour of its known pixels, and the holes [t, h, w]."""
     color = np.concatenate([clip.projection.color for clip in clips])
     coverage = np.concatenate([clip.projection.coverage for clip in clips])[..., None]
     mean = color.sum((1, 2), keepdims=True) / np.maximum(coverage.sum((1, 2), keepdims=True), 1e-6)

@@ -57,7 +57,7 @@ class Driver:
                 denoiser(model, params, conditions), state, row, **given(model, conditions)
             )
         )
-        self._finish = jax.jit(functools.partial(finish, model))
+        self._finish = jax.jit(functools.partial(finish, model), static_argnames="opening")
 
     def compiled_sizes(self) -> dict[str, int]:
         """How many versions of each piece have been compiled: at most two each, opening and continuing."""
@@ -81,7 +81,7 @@ class Driver:
         progress.stage("decode and map")
         with watch("decode and map"):
             latents = state.latents[:, conditions.num_references :]
-            world, clip = self._finish(params, world, request, projection, latents, references)
+            world, clip = self._finish(params, world, request, projection, latents, references, opening=opening)
             jax.block_until_ready((world.point_map.positions, clip.frames))
         return world, clip, watch.seconds
 

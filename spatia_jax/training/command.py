@@ -8,6 +8,7 @@ from collections.abc import Sequence as Source
 from pathlib import Path
 from typing import Annotated, Literal
 
+import grain
 import numpy as np
 import tyro
 
@@ -15,16 +16,15 @@ from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.data import open_sequences
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
+from spatia_jax.parallel import use_all_cores
 from spatia_jax.text import Tokenizer, train_tokenizer
 from spatia_jax.training.examples import KINDS, build_examples, example_batches
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.latents import normalize_latents
-from spatia_jax.training.loop import fit
+from spatia_jax.training.loop import FitConfig, fit
 from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective
 from spatia_jax.training.sources import crop_batches, depth_batches
 from spatia_jax.weights.store import load_params, save_params
-
-PARTS = ("autoencoder", "depth", "stage1", "stage2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class TrainArgs:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; bad input is one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
+    use_all_cores()
     try:
         if not argv or argv[0].startswith("-"):
             raise InputError("the first argument is a config file, e.g. python train.py configs/tiny.py --part depth")
@@ -63,25 +64,27 @@ def train(args: TrainArgs) -> None:
     """Trains the asked part and writes its parameters (the moving average) to `output/weights`."""
     model, weights = Model(args.experiment), args.output / "weights"
     source = open_sequences(args.experiment.procedural, args.data or args.output / "data")
-    trainer = {
-        "autoencoder": _train_autoencoder,
-        "depth": _train_depth,
-        "stage1": _train_stage1,
-        "stage2": _train_stage2,
-    }
-    params = trainer[args.part](model, source, args.output, weights)
+    params = _TRAINERS[args.part](model, source, args.output, weights)
     for name, value in params.items():
         save_params(weights / f"{name}.safetensors", value)
         print(f"wrote {weights / name}.safetensors")
 
 
 def _train_autoencoder(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
-    training = model.config.training
-    batches = crop_batches(
-        source, frames=training.crop_frames, crop=training.crop,
-        batch_size=training.autoencoder.batch_size, seed=training.autoencoder.seed,
-    )  # fmt: skip
-    state = fit(AutoencoderObjective(model), training.autoencoder, batches, output / "autoencoder")
+    """First on short crops, which are cheap, then on ones as long as a clip.
+
+    What lies further back than training ever looked is not understood: after 9-frame crops alone, the last of 25
+    frames came back at 14 dB, the first at 23.
+    """
+    training, objective = model.config.training, AutoencoderObjective(model)
+
+    def crops(frames: int, config: FitConfig) -> grain.MapDataset:
+        return crop_batches(source, frames=frames, crop=training.crop, batch_size=config.batch_size, seed=config.seed)
+
+    config = training.autoencoder
+    short = fit(objective, config, crops(training.crop_frames, config), output / "autoencoder")
+    config, frames = training.autoencoder_long, model.config.clip.continuing_frames
+    state = fit(objective, config, crops(frames, config), output / "autoencoder_long", start=short.ema)
     sample = np.stack([source[i]["frames"][: model.config.clip.opening_frames] for i in range(min(64, len(source)))])
     return {"autoencoder": normalize_latents(model, state.ema, sample)}
 
@@ -123,3 +126,11 @@ def _tokenizer(model: Model, source: Source[dict], weights: Path) -> Tokenizer:
         captions = [source[i]["caption"] for i in range(len(source))]
         train_tokenizer(captions, model.config.text_encoder.vocab_size, path)
     return Tokenizer.load(path)
+
+
+_TRAINERS = {
+    "autoencoder": _train_autoencoder,
+    "depth": _train_depth,
+    "stage1": _train_stage1,
+    "stage2": _train_stage2,
+}

@@ -28,7 +28,7 @@ class GeneratorObjective:
 
     def init(self, key: Array) -> Params:
         keys = jax.random.split(key)
-        return {name: self.model.init(name, k) for name, k in zip(("transformer", "text_encoder"), keys)}
+        return {name: self.model.init(name, k) for name, k in zip(("transformer", "text_encoder"), keys, strict=True)}
 
     def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
         """`batch` (see `training.examples`), latents in float16:

@@ -133,7 +133,7 @@ class _Log:
 
     def __init__(self, directory: Path, config: FitConfig, first: int, say: Callable[[str], None]):
         self.config, self.say = config, say
-        self.file = open(directory / "metrics.jsonl", "a", encoding="utf-8")
+        self.file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self.board = SummaryWriter(str(directory / "tensorboard"))
         self.pending: list[dict] = []
         self.since, self.first = time.perf_counter(), first

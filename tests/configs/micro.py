@@ -21,7 +21,8 @@ def experiment() -> Experiment:
             references=2, target_stride=4, reference_stride=2, text_length=8,
         ),
         autoencoder=AutoencoderConfig(
-            dim=8, dec_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1, temporal_downsample=(True, True), patch_size=4,
+            dim=8, dec_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1, temporal_downsample=(True, True),
+            patch_size=4,
         ),
         transformer=TransformerConfig(
             dim=24, ffn_dim=32, num_heads=2, num_layers=2, in_dim=4, out_dim=4, text_dim=8, freq_dim=8,
@@ -39,5 +40,7 @@ def experiment() -> Experiment:
         sampler=SamplerConfig(solver="unipc", steps=3, shift=3.0),
         guidance=1.5,
         procedural=ProceduralConfig(scenes=4, frames=13, height=32, width=64),
-        training=TrainingConfig(autoencoder=fit, depth=fit, stage1=fit, stage2=fit, crop=32, crop_frames=5),
+        training=TrainingConfig(
+            autoencoder=fit, autoencoder_long=fit, depth=fit, stage1=fit, stage2=fit, crop=32, crop_frames=5,
+        ),
     )  # fmt: skip

@@ -28,8 +28,8 @@ def micro(tmp_path_factory) -> SimpleNamespace:
     for number, name in enumerate(model.abstract_params()):
         fresh = jax.jit(lambda key, name=name: model.init(name, key))(jax.random.key(number))
         # Zero-initialised layers would hide what flows through them.
-        keys = iter(jax.random.split(jax.random.key(100 + number), len(jax.tree.leaves(fresh))))
-        params[name] = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape, x.dtype), fresh)
+        rng = np.random.default_rng(number)
+        params[name] = jax.tree.map(lambda x, rng=rng: x + 0.05 * rng.standard_normal(x.shape, np.float32), fresh)
         save_params(folder / "weights" / f"{name}.safetensors", params[name])
     train_tokenizer([caption(sample_scene(0))], 300, folder / "weights" / "tokenizer.json")
     record = make_record(model.config.procedural, 1, "there_and_back")

@@ -16,8 +16,9 @@ CLIPS = 3
 
 
 def arguments(micro, output, *options):
-    return [str(a) for a in (micro.config_file, "--image", micro.photo, "--depth", micro.depth, "--weights", micro.weights,
-                             "--path", "pan left 20; there and back", "--clips", CLIPS, "--output", output, *options)]  # fmt: skip
+    start = [micro.config_file, "--image", micro.photo, "--depth", micro.depth, "--weights", micro.weights]
+    path = ["--path", "pan left 20; there and back", "--clips", CLIPS]
+    return [str(a) for a in (*start, *path, "--output", output, *options)]
 
 
 def made(output):
@@ -77,7 +78,9 @@ def test_killed_without_warning(micro, uninterrupted, tmp_path):
     """SIGKILL as soon as the second clip is on disk; whatever was being written then is dropped."""
     output = tmp_path / "out"
     program = "import sys; from spatia_jax.sampling.command import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", program, *arguments(micro, output)], env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments(micro, output)], env=os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
     deadline = time.monotonic() + 600
     while not (output / "clips" / "0001.npz").exists():
         assert process.poll() is None, "the run ended before it could be killed"

@@ -1,5 +1,7 @@
 """The loop: same seed, same bits; driver and scan agree; cost and memory do not grow."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def start(micro):
     bounds = [0, *range(clip.opening_frames, len(cameras) + 1, clip.new_frames)]
     requests = [
         loop.ClipRequest(cameras[a:b], context, negative, jnp.zeros((b - a, clip.height, clip.width), bool))
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        for a, b in itertools.pairwise(bounds)
     ]
     return world, requests
 
@@ -67,13 +69,14 @@ def rolled(micro, start):
 
 
 def same_bits(a, b):
-    a, b = (jax.tree.map(lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, t)
-            for t in (a, b))  # fmt: skip
-    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(*map(_arrays, (a, b)), strict=True))
+    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(_arrays(a), _arrays(b), strict=True))
 
 
 def _arrays(tree):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    def plain(leaf):
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+    return [np.asarray(plain(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 def test_driver_twice_gives_the_same_bits(micro, start, driven):
@@ -98,8 +101,12 @@ def test_driver_and_rollout_agree_to_rounding(driven, rolled):
 def test_another_seed_gives_another_video(micro, start, driven):
     world, requests = start
     other = Driver(micro.model).run_clip(
-        micro.params, loop.dataclasses.replace(world, key=jax.random.key(4)), requests[0], opening=True, progress=Silent()
-    )  # fmt: skip
+        micro.params,
+        loop.dataclasses.replace(world, key=jax.random.key(4)),
+        requests[0],
+        opening=True,
+        progress=Silent(),
+    )
     assert not np.array_equal(other[1].frames, driven[1][0].frames)
 
 
@@ -107,7 +114,7 @@ def test_continuing_clips_share_one_compiled_function(micro, start):
     driver = Driver(micro.model)
     world, clips = drive(micro, start, driver)
     assert driver.compiled_sizes() == {"prepare": 2, "step": 2, "finish": 2}  # opening and continuing
-    before, requests = start
+    before, _ = start
     assert jax.tree.map(jnp.shape, world) == jax.tree.map(jnp.shape, before)
     assert len(clips) == CLIPS
 
@@ -117,7 +124,8 @@ def test_the_map_grows_but_what_was_observed_stays(start, driven):
     assert int(after.num_points) > int(before.num_points)
 
     def observed(point_map):
-        rows = np.concatenate([point_map.positions, point_map.colors], axis=1)[np.asarray(point_map.provenance) == OBSERVED]
+        rows = np.concatenate([point_map.positions, point_map.colors], axis=1)
+        rows = rows[np.asarray(point_map.provenance) == OBSERVED]
         return rows[np.lexsort(rows.T)]
 
     np.testing.assert_array_equal(observed(before), observed(after))
@@ -126,7 +134,7 @@ def test_the_map_grows_but_what_was_observed_stays(start, driven):
 def test_masked_pixels_never_enter_the_map(micro, start):
     world, requests = start
     everything = loop.dataclasses.replace(requests[0], moving=jnp.ones_like(requests[0].moving))
-    after, _ = loop.opening_step(micro.model, micro.params, world, everything)
+    after, _ = jax.jit(lambda *args: loop.opening_step(micro.model, *args))(micro.params, world, everything)
     assert int(after.point_map.num_points) == int(world.point_map.num_points)
 
 

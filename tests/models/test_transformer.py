@@ -1,6 +1,7 @@
 """What must hold for the transformer whatever its weights are."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,15 @@ K, FRAMES, ROWS, COLUMNS = 2, 5, 4, 6
 
 
 @pytest.fixture(scope="module")
-def model():
+def fresh():
+    """A transformer as training starts from it."""
+    return structure(CONFIG), jax.jit(lambda: nnx.state(VideoTransformer(CONFIG, rngs=nnx.Rngs(0))))()
+
+
+@pytest.fixture(scope="module")
+def model(fresh):
     """A transformer without any zero left in it, so that nothing is hidden by its initialisation."""
-    graphdef, params = nnx.split(VideoTransformer(CONFIG, rngs=nnx.Rngs(0)))
+    graphdef, params = fresh
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
@@ -44,15 +51,23 @@ def inputs():
     }
 
 
+def structure(config):
+    return nnx.graphdef(nnx.eval_shape(lambda: VideoTransformer(config, rngs=nnx.Rngs(0))))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "num_references"))
+def _apply(graphdef, params, **inputs):
+    return nnx.merge(graphdef, params)(**inputs)
+
+
 def run(model, inputs, **changes):
-    graphdef, params = model
-    return nnx.merge(graphdef, params)(**{**inputs, **changes})
+    return _apply(*model, **{**inputs, **changes})
 
 
 def test_jit_equals_eager(model, inputs):
-    jitted = jax.jit(lambda: run(model, inputs))()
+    jitted = run(model, inputs)
     assert jitted.shape == (2, FRAMES, ROWS, COLUMNS, CONFIG.out_dim)
-    np.testing.assert_allclose(jitted, run(model, inputs), atol=2e-5)
+    np.testing.assert_allclose(jitted, nnx.merge(*model)(**inputs), atol=2e-5)
 
 
 def test_control_scale_zero_equals_no_control(model, inputs):
@@ -82,9 +97,9 @@ def test_text_order_is_free_but_reference_order_is_not(model, inputs):
     assert np.abs(run(model, inputs, latents=swapped)[:, K:] - base[:, K:]).max() > 1e-4
 
 
-def test_only_the_frames_own_timestep_modulates_it(inputs):
+def test_only_the_frames_own_timestep_modulates_it(fresh, inputs):
     """With attention silenced, a frame's output depends on no other frame's timestep."""
-    graphdef, params = nnx.split(VideoTransformer(CONFIG, rngs=nnx.Rngs(0)))
+    graphdef, params = fresh
     params = jax.tree.map(lambda x: x + 0.1, params)
     for attention_name in ("self_attn", "cross_attn"):
         params["blocks"][attention_name] = jax.tree.map(jnp.zeros_like, params["blocks"][attention_name])
@@ -96,17 +111,17 @@ def test_only_the_frames_own_timestep_modulates_it(inputs):
 
 def test_references_receive_no_hints(model, inputs):
     """A hint after the last block can reach no reference: nothing mixes tokens behind it."""
-    graphdef, params = model
-    config = replace(CONFIG, control_layers=(3,))
-    last = nnx.graphdef(nnx.eval_shape(lambda: VideoTransformer(config, rngs=nnx.Rngs(0))))
-    params = nnx.merge_state(params, nnx.State({"control": {"blocks": jax.tree.map(lambda x: x[:1], params["control"]["blocks"])}}))
+    params = jax.tree.map(lambda x: x, model[1])
+    params["control"]["blocks"] = jax.tree.map(lambda x: x[:1], params["control"]["blocks"])
+    last = structure(replace(CONFIG, control_layers=(3,)))
     with_hints, without = (run((last, params), inputs, control_scale=scale) for scale in (1.0, 0.0))
     np.testing.assert_array_equal(with_hints[:, :K], without[:, :K])
     assert np.abs(with_hints[:, K:] - without[:, K:]).min(axis=(2, 3)).max() > 1e-3
 
 
-def test_control_branch_starts_silent_and_learns(inputs):
-    graphdef, params = nnx.split(VideoTransformer(CONFIG, rngs=nnx.Rngs(0)))
+def test_control_branch_starts_silent_and_learns(fresh, inputs):
+    graphdef, params = fresh
+    params = jax.tree.map(lambda x: x, params)
     params["head"] = jax.tree.map(lambda x: x + 0.1, params["head"])
     started = init_control_from_main(params, CONFIG)
     assert jax.tree.structure(started) == jax.tree.structure(params)
@@ -138,9 +153,12 @@ def test_wrong_weights_are_refused_by_name(model):
         from_official(CONFIG, dit | {"head.head.bias": np.zeros(3)}, control)
 
 
-def test_new_model_predicts_zero_and_rematerialisation_changes_nothing(model, inputs):
-    assert not np.any(run(nnx.split(VideoTransformer(CONFIG, rngs=nnx.Rngs(0))), inputs))
-    again = nnx.graphdef(nnx.eval_shape(lambda: VideoTransformer(replace(CONFIG, remat=True), rngs=nnx.Rngs(0))))
+def test_new_model_predicts_zero(fresh, inputs):
+    assert not np.any(run(fresh, inputs))
+
+
+def test_rematerialisation_changes_nothing(model, inputs):
+    again = structure(replace(CONFIG, remat=True))
 
     def gradient(graphdef):
         return jax.jit(jax.grad(lambda params: jnp.sum(jnp.square(run((graphdef, params), inputs)))))(model[1])
@@ -150,15 +168,15 @@ def test_new_model_predicts_zero_and_rematerialisation_changes_nothing(model, in
 
 
 def test_bfloat16_follows_float32(model, inputs):
-    config = replace(CONFIG, dtype="bfloat16")
-    half = nnx.graphdef(nnx.eval_shape(lambda: VideoTransformer(config, rngs=nnx.Rngs(0))))
+    half = structure(replace(CONFIG, dtype="bfloat16"))
     base, rounded = run(model, inputs), run((half, model[1]), inputs)
     assert rounded.dtype == jnp.float32
     assert 0 < np.linalg.norm(rounded - base) < 0.05 * np.linalg.norm(base)
 
 
 def test_attention_equals_softmax_average():
-    q, k, v = (jax.random.normal(key, (2, n, 3, 8)) for key, n in zip(jax.random.split(jax.random.key(0), 3), (5, 7, 7)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (2, n, 3, 8)) for key, n in zip(keys, (5, 7, 7), strict=True))
     q = q.at[0, 0].mul(100.0)  # logits far beyond what exp can hold without the shift
     for run_attention in (attention, reference_attention):
         expected = jax.nn.dot_product_attention(q, k, v)

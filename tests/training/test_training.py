@@ -45,7 +45,8 @@ def examples(model, source, tmp_path_factory):
 
 
 def steps(count, rate=3e-3):
-    return FitConfig(steps=count, batch_size=2, log_every=1, save_every=2, optimizer=OptimizerConfig(learning_rate=rate))
+    optimizer = OptimizerConfig(learning_rate=rate)
+    return FitConfig(steps=count, batch_size=2, log_every=1, save_every=2, optimizer=optimizer)
 
 
 def crops(source):
