@@ -62,7 +62,7 @@ class VideoTransformer(nnx.Module):
         context: Float[Array, "b l text_dim"],
         *,
         control: Float[Array, "b g p q d"] | None = None,
-        control_scale: float | Float[Array, ""] = 1.0,
+        control_scale: float | Float[Array, ""] | Float[Array, " b"] = 1.0,
         num_references: int = 0,
     ) -> Float[Array, "b f p q out_dim"]:
         """Velocity (noise - clean) of every latent frame, float32.
@@ -73,7 +73,7 @@ class VideoTransformer(nnx.Module):
             context: text features; all positions are attended to.
             control: latents of projection and hole mask for the g = f - num_references frames after the references;
                 None leaves the control branch out.
-            control_scale: factor on the hints.
+            control_scale: factor on the hints, one for all or one for each example.
 
         Raises:
             InputError: a shape does not fit the configuration or the other arguments.
@@ -100,16 +100,18 @@ class VideoTransformer(nnx.Module):
             after = slice(num_references, None)
             clip_rotary = rotary[:, num_references * grid[0] * grid[1] :]
             hints = self.control(control, x[:, after], context, modulation[:, after], clip_rotary)
-            x = self._run_with_hints(x, context, modulation, rotary, hints, control_scale, num_references)
+            hints = hints * jnp.reshape(jnp.asarray(control_scale, hints.dtype), (-1, 1, 1, 1))
+            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references)
         return unpatchify(self.head(x, time), config.patch_size, rows, columns).astype(jnp.float32)
 
-    def _run_with_hints(self, x, context, modulation, rotary, hints, control_scale, num_references):
+    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references):
         """Scan the blocks; after each of `control_layers`, add its hint to the frames after the references."""
         layers = np.array(self.config.control_layers)
         index = np.zeros(self.config.num_layers, np.int32)
         index[layers] = np.arange(len(layers))
         # Every layer adds a hint so that all scan steps are one program; where none belongs, its weight is zero.
-        weight = jnp.zeros(self.config.num_layers).at[layers].set(control_scale)
+        weight = np.zeros(self.config.num_layers, np.float32)
+        weight[layers] = 1.0
 
         def step(block, x, layer):
             index, weight = layer

@@ -48,7 +48,7 @@ class SampleArgs:
         intrinsics: intrinsics.txt with normalised fx fy cx cy; found beside --cameras by itself.
         path: the camera path in words, e.g. "pan left 40; there and back".
         every: use every n-th camera of the file.
-        fov: horizontal field of view of the photo in degrees, where no intrinsics are given.
+        fov: horizontal field of view of the photo in degrees, where no intrinsics are given; 65 if not said.
         prompt: a text, or one for each clip.
         prompts: a file with one prompt a line, one line a clip.
         negative_prompt: what guidance steers away from.
@@ -70,7 +70,7 @@ class SampleArgs:
     intrinsics: Path | None = None
     path: str | None = None
     every: int = 1
-    fov: float = 65.0
+    fov: float | None = None
     prompt: tuple[str, ...] = ()
     prompts: Path | None = None
     negative_prompt: str = NEGATIVE_PROMPT
@@ -111,7 +111,8 @@ def run(args: SampleArgs) -> None:
 
     first = int(world.clip_index)
     cameras, clips, asked = _camera_path(args, given, world)
-    prompts = door.read_prompts(args.prompt, args.prompts, clips, print)
+    prompt = args.prompt or (() if args.prompts else given.default_prompt)
+    prompts = door.read_prompts(prompt, args.prompts, clips, print)
     warnings = _path_warnings(cameras, world)
     for warning in warnings:
         print(f"note: {warning}")

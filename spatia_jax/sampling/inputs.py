@@ -19,6 +19,12 @@ from spatia_jax.io.images import adjust_intrinsics, fit_image, fit_map, read_dep
 
 Say = Callable[[str], None]
 
+DEFAULT_FOV = 65.0  # degrees, about a telephone's main camera
+# The photo that is used when none is given: scene 106 of the held-out ones of the procedural world, and its caption.
+EMBEDDED_PHOTO = Path(str(resources.files("spatia_jax"))) / "assets" / "photo.png"
+EMBEDDED_FOV = 71.2
+EMBEDDED_PROMPT = "a courtyard with plaster walls and a stone floor, an orange desk, a brown ball and a green plant"
+
 
 @dataclass(frozen=True)
 class View:
@@ -49,6 +55,7 @@ class Inputs:
         path: words of the path language, or None.
         moving: [n, h, w] bool for the first n frames (n may be 0).
         files: name -> file, for the manifest.
+        default_prompt: what is used where the user gave no prompt.
     """
 
     title: str
@@ -57,6 +64,7 @@ class Inputs:
     path: str | None
     moving: np.ndarray
     files: dict[str, Path]
+    default_prompt: tuple[str, ...] = ()
 
 
 def photo_inputs(args, say: Say) -> Inputs:
@@ -64,10 +72,11 @@ def photo_inputs(args, say: Say) -> Inputs:
     embedded = args.image is None
     if embedded and (args.depth is not None or args.mask is not None):
         raise InputError("--depth and --mask belong to an --image; give that too")
-    image = embedded_photo() if embedded else args.image
+    image = EMBEDDED_PHOTO if embedded else args.image
+    fov = EMBEDDED_FOV if embedded and args.fov is None else args.fov
     original = read_image(image)
     size = original.shape[:2]
-    cameras, intrinsics = read_path(args.cameras, args.intrinsics, args.path, size, args.fov)
+    cameras, intrinsics = read_path(args.cameras, args.intrinsics, args.path, size, fov)
     photo, crop = fit_image(original, args.experiment.clip.height, args.experiment.clip.width)
     if crop.original != crop.size:
         say(f"{image.name}: {crop}")
@@ -77,7 +86,8 @@ def photo_inputs(args, say: Say) -> Inputs:
         cameras = Cameras(cameras.cam_from_world, jnp.asarray(adjust_intrinsics(cameras.intrinsics, crop)))
     pose = jnp.eye(3, 4) if cameras is None else cameras.cam_from_world[0]
     view = View(photo, depth, masks[0], Cameras(pose, jnp.asarray(adjust_intrinsics(intrinsics, crop))))
-    return Inputs(image.stem, [view], cameras, args.path, masks, _files(args, image=image))
+    prompt = (EMBEDDED_PROMPT,) if embedded else ()
+    return Inputs(image.stem, [view], cameras, args.path, masks, _files(args, image=image), prompt)
 
 
 def sequence_inputs(args, say: Say) -> Inputs:
@@ -125,18 +135,17 @@ def continue_inputs(args) -> Inputs:
     return Inputs(args.from_world.name, [], cameras, args.path, none, _files(args, from_world=args.from_world))
 
 
-def embedded_photo() -> Path:
-    """The photo that is used when none is given: a held-out scene of the procedural world."""
-    return Path(str(resources.files("spatia_jax"))) / "assets" / "photo.png"
-
-
 def _files(args, **more: Path) -> dict[str, Path]:
     named = {name: getattr(args, name) for name in ("depth", "mask", "cameras", "intrinsics", "prompts")}
     return more | {name: path for name, path in named.items() if path is not None}
 
 
-def default_intrinsics(field_of_view: float, size: tuple[int, int]) -> np.ndarray:
-    """Normalised intrinsics [4] of a centred pinhole with square pixels; `field_of_view` is horizontal, in degrees."""
+def default_intrinsics(field_of_view: float | None, size: tuple[int, int]) -> np.ndarray:
+    """Normalised intrinsics [4] of a centred pinhole with square pixels.
+
+    `field_of_view` is horizontal, in degrees; `DEFAULT_FOV` if None.
+    """
+    field_of_view = DEFAULT_FOV if field_of_view is None else field_of_view
     if not 5 <= field_of_view <= 150:
         raise InputError(f"--fov is {field_of_view}; a horizontal field of view lies between 5 and 150 degrees")
     focal = 0.5 / np.tan(np.radians(field_of_view) / 2)
@@ -145,7 +154,7 @@ def default_intrinsics(field_of_view: float, size: tuple[int, int]) -> np.ndarra
 
 
 def read_path(
-    cameras: Path | None, intrinsics: Path | None, path: str | None, size: tuple[int, int], field_of_view: float
+    cameras: Path | None, intrinsics: Path | None, path: str | None, size: tuple[int, int], field_of_view: float | None
 ) -> tuple[Cameras | None, np.ndarray]:
     """The camera file if one is given, and the intrinsics of the photo, both before the photo is fitted.
 

@@ -65,7 +65,7 @@ class GeneratorObjective:
         output = self.model.denoise(
             params, noisy.latents, noisy.timesteps, context,
             control=batch["control"].astype(jnp.float32),
-            control_scale=control_scale[:, None, None],
+            control_scale=control_scale,
             num_references=num_references,
         )  # fmt: skip
         parametrization = config.flow.parametrization
