@@ -26,8 +26,9 @@ from spatia_jax.config import Experiment
 from spatia_jax.data.procedural import HELD_OUT, caption, render, sample_path, sample_scene
 from spatia_jax.evaluation.metrics import psnr, ssim
 from spatia_jax.model import Model, Params
+from spatia_jax.state import Clip, ClipRequest
 from spatia_jax.text import NEGATIVE_PROMPT, Tokenizer
-from spatia_jax.world import Clip, ClipRequest, clip_step, estimate_view_depth, new_world, observe, opening_step
+from spatia_jax.world import clip_step, estimate_view_depth, new_world, observe, opening_step
 
 WAYS = ("with_memory", "without_memory", "projection")
 

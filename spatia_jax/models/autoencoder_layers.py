@@ -129,7 +129,7 @@ def upsample_conv(images: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d
     left, center, right = jnp.moveaxis(rows, 2, 0)
     phases = jnp.stack([jnp.stack([left, center + right], 2), jnp.stack([left + center, right], 2)], 1)
     # phases: [row phase, column phase, 2, 2, c, d]; one product makes all four as channels. A matrix product of
-    # shifted images, since XLA's CPU gradient of a 2x2 kernel is 27 times slower (231 against 8.5 ms at [72, 8, 8, 64]).
+    # shifted images, since XLA's CPU gradient of a 2x2 kernel is 27 times slower (231 to 8.5 ms at [72, 8, 8, 64]).
     stacked = phases.transpose(2, 3, 4, 0, 1, 5).reshape(4 * kernel.shape[2], -1)
     n, h, w, _ = images.shape
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -27,9 +27,11 @@ from spatia_jax.sampling import inputs as door
 from spatia_jax.sampling.driver import Driver
 from spatia_jax.sampling.outputs import keep_clip, load_clip, write_outputs
 from spatia_jax.sampling.saved_world import load_world, save_world
+from spatia_jax.stages import project
+from spatia_jax.state import Clip, ClipRequest, World
 from spatia_jax.text import NEGATIVE_PROMPT, Tokenizer
 from spatia_jax.weights.bundle import load_weights, weights_folder
-from spatia_jax.world import Clip, ClipRequest, World, estimate_view_depth, new_world, observe, render_map
+from spatia_jax.world import estimate_view_depth, new_world, observe
 
 DEFAULT_CLIPS = 4
 DEFAULT_PATH = "pan right 35 and dolly in 0.5; there and back"
@@ -181,7 +183,7 @@ def _camera_path(args: SampleArgs, given: door.Inputs, world: World) -> tuple[Ca
     clips = args.clips or DEFAULT_CLIPS
     frames = clips * config.clip.new_frames if continuing else config.clip.frames_of(clips)
     start = world.history_cameras[-1]
-    seen = render_map(Model(config), world, start[None])
+    seen = project(Model(config), world, start[None])
     depth = (
         float(np.median(np.asarray(seen.depth)[np.asarray(seen.depth) > 0])) if bool((seen.depth > 0).any()) else 1.0
     )

@@ -17,7 +17,9 @@ import jax
 
 from spatia_jax import diffusion
 from spatia_jax.model import Model, Params
-from spatia_jax.world import Clip, ClipRequest, World, denoiser, finish, given, prepare
+from spatia_jax.stages import denoiser, given
+from spatia_jax.state import Clip, ClipRequest, World
+from spatia_jax.world import after_denoising, before_denoising
 
 
 class Progress(Protocol):
@@ -50,14 +52,14 @@ class Driver:
 
     def __init__(self, model: Model):
         self.model = model
-        self._prepare = jax.jit(functools.partial(prepare, model), static_argnames="opening")
+        self._prepare = jax.jit(functools.partial(before_denoising, model), static_argnames="opening")
         self._init = jax.jit(lambda c: diffusion.init_state(c.noise, clean=c.clean, is_clean=c.is_clean))
         self._step = jax.jit(
             lambda params, conditions, state, row: diffusion.step(
                 denoiser(model, params, conditions), state, row, **given(model, conditions)
             )
         )
-        self._finish = jax.jit(functools.partial(finish, model), static_argnames="opening")
+        self._finish = jax.jit(functools.partial(after_denoising, model), static_argnames="opening")
 
     def compiled_sizes(self) -> dict[str, int]:
         """How many versions of each piece have been compiled: at most two each, opening and continuing."""

@@ -22,7 +22,7 @@ from spatia_jax.io.atomic import atomic_write
 from spatia_jax.io.report import ClipReport, ClosedLoop, ReportData, write_report
 from spatia_jax.io.video import write_video
 from spatia_jax.memory import OBSERVED, write_ply
-from spatia_jax.world import Clip, World
+from spatia_jax.state import Clip, World
 
 
 @dataclass(frozen=True)

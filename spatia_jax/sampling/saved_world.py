@@ -13,7 +13,7 @@ import numpy as np
 from spatia_jax.config import Experiment
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_directory, recover_directory
-from spatia_jax.world import World
+from spatia_jax.state import World
 
 _FORMAT = 1
 

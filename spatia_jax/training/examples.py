@@ -20,8 +20,9 @@ from spatia_jax.data.conditioning import ConditioningConfig, Sequence, condition
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.model import Model, Params
+from spatia_jax.pixels import to_signed
+from spatia_jax.stages import encode_control, encode_references
 from spatia_jax.text import Tokenizer
-from spatia_jax.world import encode_control, encode_references, to_signed
 
 KINDS = ("opening", "continuing")
 

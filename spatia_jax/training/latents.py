@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from spatia_jax.model import Model, Params
-from spatia_jax.world import to_signed
+from spatia_jax.pixels import to_signed
 
 
 def latent_statistics(

@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from spatia_jax.model import Model
 from spatia_jax.models.depth_loss import depth_loss
+from spatia_jax.pixels import to_signed
 from spatia_jax.training.state import Params
-from spatia_jax.world import to_signed
 
 
 @dataclass(frozen=True)

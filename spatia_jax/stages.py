@@ -1,0 +1,177 @@
+"""The six stages of a clip, each a pure function: project, retrieve, (condition,) denoise, decode, map, remember.
+
+`world.py` says in which order they are called, and what passes between clips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from spatia_jax import diffusion, mapper, memory, splat
+from spatia_jax.cameras import Cameras
+from spatia_jax.model import Model, Params
+from spatia_jax.pixels import to_bytes, to_signed, to_unit
+from spatia_jax.splat import Projection
+from spatia_jax.state import ClipRequest, Conditions, World
+
+
+def project(model: Model, world: World, cameras: Cameras) -> Projection:
+    """The point map as the cameras see it."""
+    config, point_map = model.config, world.point_map
+    return splat.render(
+        point_map.positions, point_map.colors, point_map.valid, cameras,
+        height=config.clip.height, width=config.clip.width, config=config.splat,
+    )  # fmt: skip
+
+
+def retrieve(model: Model, world: World, cameras: Cameras) -> tuple[UInt8[Array, "K h w 3"], Array]:
+    """Past frames that saw what the clip will see, and their slots in the bank.
+
+    Where none is found the slot is -1 and the oldest history frame stands in, as in the released code.
+    """
+    config, bank = model.config, world.frame_bank
+    slots, _, found = memory.retrieve(
+        bank, world.point_map, cameras[:: config.clip.target_stride], config.memory.retrieval,
+        num_references=config.clip.references, height=config.clip.height, width=config.clip.width,
+    )  # fmt: skip
+    found = found & config.memory.use_references
+    frames = jnp.where(found[:, None, None, None], bank.frames[slots], world.history[0])
+    return frames, jnp.where(found, slots, -1)
+
+
+def condition(
+    model: Model,
+    params: Params,
+    world: World,
+    request: ClipRequest,
+    projection: Projection,
+    history: UInt8[Array, "n h w 3"],
+    references: UInt8[Array, "k h w 3"],
+) -> Conditions:
+    """Everything that the transformer is given, as latents; k is 0 for an opening clip."""
+    clean = model.encode(params, to_signed(history)[None])
+    if len(references):
+        clean = jnp.concatenate([encode_references(model, params, references), clean], axis=1)
+    num_clean, num_new = clean.shape[1], (len(projection.depth) - len(history)) // 4
+    clean = jnp.pad(clean, ((0, 0), (0, num_new), (0, 0), (0, 0), (0, 0)))
+    key = jax.random.fold_in(world.key, world.clip_index)
+    return Conditions(
+        clean=clean,
+        is_clean=jnp.arange(num_clean + num_new) < num_clean,
+        control=encode_control(model, params, projection) if model.config.memory.use_map else None,
+        noise=jax.random.normal(key, clean.shape, clean.dtype),
+        context=request.context[None],
+        negative_context=request.negative_context[None],
+        num_references=len(references),
+    )
+
+
+def encode_references(model: Model, params: Params, frames: UInt8[Array, "k h w 3"]) -> Float[Array, "1 k p q c"]:
+    """Each reference frame alone, as one latent frame."""
+    return model.encode(params, to_signed(frames)[:, None])[:, 0][None]
+
+
+def encode_control(model: Model, params: Params, projection: Projection) -> Float[Array, "1 f p q c"]:
+    """Latents of the projection ([-1, 1], holes black) beside latents of the hole mask (1 = hole; spec 2.5)."""
+    color = projection.color * 2.0 - 1.0
+    holes = jnp.broadcast_to(1.0 - projection.coverage[..., None], color.shape)
+    color, holes = model.encode(params, jnp.stack([color, holes]))
+    return jnp.concatenate([color, holes], axis=-1)[None]
+
+
+def denoise(model: Model, params: Params, conditions: Conditions) -> Float[Array, "1 f p q c"]:
+    """Samples the clip's latents (history and new ones) in one scan over the denoising steps."""
+    latents = diffusion.sample(
+        denoiser(model, params, conditions), conditions.noise, model.config.sampler, **given(model, conditions)
+    )
+    return latents[:, conditions.num_references :]
+
+
+def given(model: Model, conditions: Conditions) -> dict:
+    """What `diffusion.step` and `diffusion.sample` need beside the noise."""
+    return {
+        "parametrization": model.config.flow.parametrization,
+        "clean": conditions.clean,
+        "is_clean": conditions.is_clean,
+    }
+
+
+def denoiser(model: Model, params: Params, conditions: Conditions) -> diffusion.Denoiser:
+    """The transformer under these conditions, as a function `(latents [1, f, p, q, c], timestep) -> output`.
+
+    Given latent frames are told timestep 0 (spec 2.5). Guidance changes only the text.
+    """
+
+    def predict(context: Array) -> diffusion.Denoiser:
+        def call(latents, timestep):
+            timesteps = diffusion.frame_timesteps(timestep, conditions.is_clean)
+            return model.denoise(
+                params, latents, jnp.broadcast_to(timesteps, (len(latents), *timesteps.shape)), context,
+                control=conditions.control,
+                control_scale=model.config.control_scale,
+                num_references=conditions.num_references,
+            )  # fmt: skip
+
+        return call
+
+    return diffusion.guided(predict(conditions.context), predict(conditions.negative_context), model.config.guidance)
+
+
+def decode(model: Model, params: Params, latents: Float[Array, "1 f p q c"], num_new: int) -> UInt8[Array, "t h w 3"]:
+    """The last `num_new` frames; those before are the history, which gives them their past."""
+    return to_bytes(model.decode(params, latents)[0, -num_new:])
+
+
+def map_frames(
+    model: Model, params: Params, request: ClipRequest, frames: UInt8[Array, "t h w 3"], seen: Projection
+) -> mapper.MapUpdate:
+    """Depth, motion and confidence of new frames, in the map's own scale."""
+    return mapper.update(
+        model.config.mapper,
+        depth_frames=model.estimate_depth(params, to_signed(frames)),
+        frames=to_unit(frames),
+        cameras=request.cameras,
+        map_depth=seen.depth,
+        map_color=seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None],
+        masks=request.moving,
+    )
+
+
+def remember(
+    model: Model,
+    world: World,
+    request: ClipRequest,
+    frames: UInt8[Array, "t h w 3"],
+    mapped: mapper.MapUpdate,
+    *,
+    opening: bool,
+) -> World:
+    """The world after a clip: static points in the map, frames in the bank and in the history."""
+    config, stored = model.config.clip, model.config.memory
+    *points, keyframes = mapper.select_points(
+        mapped, to_unit(frames), mapped.cameras, stored.map_stride, stored.pixel_stride
+    )
+    point_map = memory.insert(
+        world.point_map, *points,
+        provenance=world.clip_index + 1,
+        voxel_size=stored.voxel_size,
+        keyframes=world.frame_count + keyframes,
+    )  # fmt: skip
+    # A frame becomes a reference when it has left the history; until then the transformer is given it anyway.
+    n, stride = config.history_frames, config.reference_stride
+    past = frames if opening else jnp.concatenate([world.history, frames])
+    cameras = request.cameras if opening else Cameras.concatenate([world.history_cameras, request.cameras])
+    leaving = slice(stride - 1, len(past) - n, stride)
+    return dataclasses.replace(
+        world,
+        point_map=point_map,
+        frame_bank=memory.remember(world.frame_bank, past[leaving], cameras[leaving], world.clip_index + 1),
+        history=jnp.concatenate([world.history, frames])[-n:],
+        history_cameras=Cameras.concatenate([world.history_cameras, request.cameras])[-n:],
+        clip_index=world.clip_index + 1,
+        frame_count=world.frame_count + len(frames),
+    )
