@@ -5,7 +5,8 @@ DEMO_OUT ?= outputs/demo
 # A finished or interrupted demo is gone on with, so that a second run costs little and writes nothing over.
 DEMO_ARGS ?= configs/tiny.py --output $(DEMO_OUT) $(if $(wildcard $(DEMO_OUT)/job.json),--resume)
 # Programs compiled by one test run are read back by the next.
-TEST_ENV := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax
+TEST_ENV := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 
 .PHONY: help setup demo test test-all lint clean
 
@@ -19,11 +20,11 @@ demo: setup ## photo + camera path -> a video that leaves a place and comes back
 	@$(PY) sample.py $(DEMO_ARGS)
 
 test: setup ## the tests, without the slow ones and the comparisons with other packages
-	@$(TEST_ENV) $(PY) -m pytest -q tests $(TEST_ARGS)
+	@$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist loadfile tests $(TEST_ARGS)
 
 test-all:  ## every test, with torch, diffusers and transformers as peers
 	@scripts/setup.sh parity
-	@$(TEST_ENV) $(PY) -m pytest -q -m '' tests $(TEST_ARGS)
+	@$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist loadfile -m '' tests $(TEST_ARGS)
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

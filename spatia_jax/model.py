@@ -49,6 +49,7 @@ class Model:
         """Fresh parameters of one network."""
         return nnx.to_pure_dict(nnx.split(self._module(name, key))[1])
 
+    @functools.cache  # noqa: B019 (models are few, and equal ones share the entry)
     def abstract_params(self) -> Params:
         """Shapes and dtypes of all parameters; costs no memory."""
         return {name: jax.eval_shape(functools.partial(self.init, name), jax.random.key(0)) for name in _NETWORKS}

@@ -13,7 +13,6 @@ Holes are the pixels in which the map of the first way had no point; all three a
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,9 +25,12 @@ from spatia_jax.config import Experiment
 from spatia_jax.data.procedural import HELD_OUT, caption, render, sample_path, sample_scene
 from spatia_jax.evaluation.metrics import psnr, ssim
 from spatia_jax.model import Model, Params
+from spatia_jax.sampling import compiled
+from spatia_jax.sampling.driver import Driver, NoProgress
+from spatia_jax.sampling.inputs import split_masks, split_path
 from spatia_jax.state import Clip, ClipRequest
 from spatia_jax.text import NEGATIVE_PROMPT, Tokenizer
-from spatia_jax.world import clip_step, estimate_view_depth, new_world, observe, opening_step
+from spatia_jax.world import new_world
 
 WAYS = ("with_memory", "without_memory", "projection")
 
@@ -56,33 +58,38 @@ def true_sequence(config: Experiment, index: int, clips: int) -> Truth:
     return Truth(np.asarray(seen.color), np.asarray(seen.depth[0]), cameras, caption(scene))
 
 
+@dataclass(frozen=True)
 class Walker:
-    """Compiled rollouts of one model."""
+    """Rollouts of one model along paths whose views are known."""
 
-    def __init__(self, model: Model, params: Params, tokenizer: Tokenizer):
-        self.model, self.params, self.tokenizer = model, params, tokenizer
-        self._estimate = jax.jit(lambda p, w, image, camera: estimate_view_depth(model, p, w, image, camera))
-        self._observe = jax.jit(lambda *args: observe(model, *args))
-        self._embed = jax.jit(model.embed_text)
-        self._opening = jax.jit(lambda p, w, r: opening_step(model, p, w, r))
-        self._step = jax.jit(lambda p, w, r: clip_step(model, p, w, r))
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
 
     def walk(self, truth: Truth, seed: int, *, given_depth: bool) -> list[Clip]:
         """The clips along the path, from the first frame alone (and its true depth, if given)."""
         clip = self.model.config.clip
         world, first = new_world(self.model, jax.random.key(seed)), truth.cameras[0]
-        photo = jnp.asarray(truth.frames[0])
-        depth = jnp.asarray(truth.depth) if given_depth else self._estimate(self.params, world, photo, first)
-        world = self._observe(world, photo, depth, first, jnp.zeros(depth.shape, bool))
+        depth = truth.depth
+        if not given_depth:
+            depth = compiled.estimate_view_depth(self.model, self.params, world, truth.frames[0], first)
+        still = np.zeros(truth.frames.shape[:3], bool)
+        world = compiled.observe(self.model, world, truth.frames[0], depth, first, still[0])
         ids, mask = self.tokenizer.encode([truth.prompt, NEGATIVE_PROMPT], clip.text_length)
-        context, negative = self._embed(self.params, jnp.asarray(ids), jnp.asarray(mask))
-        bounds = [0, *range(clip.opening_frames, len(truth.frames), clip.new_frames), len(truth.frames)]
-        clips = []
-        for start, end in itertools.pairwise(bounds):
-            still = jnp.zeros((end - start, clip.height, clip.width), bool)
-            request = ClipRequest(truth.cameras[start:end], context, negative, still)
-            world, made = (self._step if start else self._opening)(self.params, world, request)
-            clips.append(jax.tree.map(np.asarray, made))
+        context, negative = compiled.embed_text(self.model, self.params, ids, mask)
+        requests = [
+            ClipRequest(cameras, context, negative, moving)
+            for cameras, moving in zip(
+                split_path(truth.cameras, clip, opening=True),
+                split_masks(still, truth.cameras, clip, opening=True),
+                strict=True,
+            )
+        ]
+        clips: list[Clip] = []
+        Driver(self.model).run(
+            self.params, world, requests, [truth.prompt] * len(requests), progress=NoProgress(),
+            keep=lambda index, before, after, made, seconds: clips.append(jax.tree.map(np.asarray, made)),
+        )  # fmt: skip
         return clips
 
 

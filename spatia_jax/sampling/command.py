@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -23,6 +22,7 @@ from spatia_jax.io.atomic import atomic_write, recover_directory
 from spatia_jax.io.manifest import sha256, write_manifest
 from spatia_jax.io.progress import RolloutProgress
 from spatia_jax.model import Model, Params
+from spatia_jax.sampling import compiled
 from spatia_jax.sampling import inputs as door
 from spatia_jax.sampling.driver import Driver
 from spatia_jax.sampling.outputs import keep_clip, load_clip, write_outputs
@@ -31,7 +31,7 @@ from spatia_jax.stages import project
 from spatia_jax.state import Clip, ClipRequest, World
 from spatia_jax.text import NEGATIVE_PROMPT, Tokenizer
 from spatia_jax.weights.bundle import load_weights, weights_folder
-from spatia_jax.world import estimate_view_depth, new_world, observe
+from spatia_jax.world import new_world
 
 DEFAULT_CLIPS = 4
 DEFAULT_PATH = "pan right 35 and dolly in 0.5; there and back"
@@ -163,12 +163,14 @@ def _starting_world(args: SampleArgs, model: Model, params: Params, given: door.
     if args.from_world is not None:
         world = load_world(args.from_world, template, args.experiment)
         return dataclasses.replace(world, key=jax.random.key(args.seed))
-    look = jax.jit(functools.partial(observe, model))
-    estimate = jax.jit(functools.partial(estimate_view_depth, model))
     world = new_world(model, jax.random.key(args.seed))
     for view in given.views:
-        depth = estimate(params, world, view.photo, view.camera) if view.depth is None else view.depth
-        world = look(world, view.photo, depth, view.camera, view.moving)
+        depth = (
+            compiled.estimate_view_depth(model, params, world, view.photo, view.camera)
+            if view.depth is None
+            else view.depth
+        )
+        world = compiled.observe(model, world, view.photo, depth, view.camera, view.moving)
     if not int(world.point_map.num_points):
         raise InputError("no point of the picture can be placed in space: the mask or the depth leaves nothing")
     return world
@@ -209,12 +211,11 @@ def _requests(
     opening: bool,
 ) -> list[ClipRequest]:
     """One request for each clip. Each text is encoded once."""
-    embed = jax.jit(model.embed_text)
 
     @functools.cache
     def context(text: str):
         ids, mask = tokenizer.encode([text], args.experiment.clip.text_length)
-        return embed(params, jnp.asarray(ids), jnp.asarray(mask))[0]
+        return compiled.embed_text(model, params, ids, mask)[0]
 
     clip = args.experiment.clip
     parts = door.split_path(cameras, clip, opening=opening)

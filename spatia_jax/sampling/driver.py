@@ -1,12 +1,11 @@
 """A rollout for people: clip by clip, with progress, saved after every clip, resumable to the bit.
 
 The same functions as `world.rollout`, compiled in three pieces (prepare, one denoising step, finish) so that progress
-can be shown between them. One compiled set serves the opening clip and one all continuing clips.
+can be shown between them. One compiled set serves the opening clip, and one all continuing clips.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +16,24 @@ import jax
 
 from spatia_jax import diffusion
 from spatia_jax.model import Model, Params
-from spatia_jax.stages import denoiser, given
+from spatia_jax.sampling import compiled
 from spatia_jax.state import Clip, ClipRequest, World
-from spatia_jax.world import after_denoising, before_denoising
 
 
 class Progress(Protocol):
     """Told what happens, clip by clip (see `io.progress.RolloutProgress`)."""
+
+    def start_clip(self, index: int, prompt: str) -> None: ...
+
+    def stage(self, name: str) -> None: ...
+
+    def step(self, completed: int) -> None: ...
+
+    def finish_clip(self, num_points: int) -> None: ...
+
+
+class NoProgress:
+    """Shows nothing."""
 
     def start_clip(self, index: int, prompt: str) -> None: ...
 
@@ -47,24 +57,11 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
+@dataclass(frozen=True)
 class Driver:
-    """Compiled pieces of a clip for one model; build it once."""
+    """Runs the clips of one model."""
 
-    def __init__(self, model: Model):
-        self.model = model
-        self._prepare = jax.jit(functools.partial(before_denoising, model), static_argnames="opening")
-        self._init = jax.jit(lambda c: diffusion.init_state(c.noise, clean=c.clean, is_clean=c.is_clean))
-        self._step = jax.jit(
-            lambda params, conditions, state, row: diffusion.step(
-                denoiser(model, params, conditions), state, row, **given(model, conditions)
-            )
-        )
-        self._finish = jax.jit(functools.partial(after_denoising, model), static_argnames="opening")
-
-    def compiled_sizes(self) -> dict[str, int]:
-        """How many versions of each piece have been compiled: at most two each, opening and continuing."""
-        pieces = {"prepare": self._prepare, "step": self._step, "finish": self._finish}
-        return {name: piece._cache_size() for name, piece in pieces.items()}
+    model: Model
 
     def run_clip(
         self, params: Params, world: World, request: ClipRequest, *, opening: bool, progress: Progress
@@ -73,17 +70,21 @@ class Driver:
         watch = Stopwatch()
         progress.stage("project and retrieve")
         with watch("project and retrieve"):
-            projection, conditions, references = self._prepare(params, world, request, opening=opening)
-            state = jax.block_until_ready(self._init(conditions))
+            projection, conditions, references = compiled.before_denoising(
+                self.model, params, world, request, opening=opening
+            )
+            state = jax.block_until_ready(compiled.init_state(conditions))
         progress.stage("denoise")
         with watch("denoise"):
             for index, row in enumerate(diffusion.make_plan(self.model.config.sampler)):
-                state = jax.block_until_ready(self._step(params, conditions, state, row))
+                state = jax.block_until_ready(compiled.denoising_step(self.model, params, conditions, state, row))
                 progress.step(index + 1)
         progress.stage("decode and map")
         with watch("decode and map"):
             latents = state.latents[:, conditions.num_references :]
-            world, clip = self._finish(params, world, request, projection, latents, references, opening=opening)
+            world, clip = compiled.after_denoising(
+                self.model, params, world, request, projection, latents, references, opening=opening
+            )
             jax.block_until_ready((world.point_map.positions, clip.frames))
         return world, clip, watch.seconds
 
