@@ -225,7 +225,9 @@ def _amount(text: str, depth: float) -> tuple[str, float]:
     match = _AMOUNT.match(text)
     words = match["words"].removesuffix(" by") if match else text
     if words not in _PHRASES:
-        close = difflib.get_close_matches(words, _PHRASES, n=1, cutoff=0.5)
+        # A move that begins with the same word is meant before one that merely looks alike.
+        kin = [phrase for phrase in _PHRASES if phrase.split()[0] == words.split(" ")[0]]
+        close = kin or difflib.get_close_matches(words, _PHRASES, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(f"camera path: {text!r} is not a move; {hint}Known: {', '.join(_PHRASES)}, there and back")
     move = _PHRASES[words]

@@ -42,7 +42,8 @@ def cells(
 
 def depth_order(depth: Float[Array, " n"], keep: Bool[Array, " n"]) -> Int[Array, " n"]:
     """Indices of points by (depth, index), those not kept last. Kept depths are not negative."""
-    bits = lax.bitcast_convert_type(depth + 0.0, jnp.uint32)  # ordered like the floats; + 0.0 makes -0.0 a 0.0
+    # Ordered like the floats. abs makes -0.0 a 0.0; XLA would leave out "+ 0.0".
+    bits = lax.bitcast_convert_type(jnp.abs(depth), jnp.uint32)
     lowest = jnp.min(bits, where=keep, initial=np.uint32(2**31))
     highest = jnp.max(bits, where=keep, initial=lowest)
     return stable_argsort(jnp.where(keep, bits - lowest, highest - lowest + 1))

@@ -117,7 +117,7 @@ def test_gradients_of_positions_features_and_camera(algorithm):
     camera = view(f=0.7)
     check_grads(
         loss, (positions, colors, camera.cam_from_world, camera.intrinsics), order=1, modes=["rev"],
-        eps=3e-4, atol=0.1, rtol=0.03,
+        eps=3e-4, atol=0.1, rtol=0.05,
     )  # fmt: skip
 
 
