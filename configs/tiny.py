@@ -74,9 +74,9 @@ def experiment() -> Experiment:
         memory=MemoryConfig(
             capacity=120_000, voxel_size=0.02, bank_frames=64, map_stride=4, retrieval=RetrievalConfig()
         ),
-        mapper=MapperConfig(),
+        mapper=MapperConfig(covered_weight=0.0),
         flow=FlowConfig(parametrization=Clean(floor=0.3), shift=2.0),
-        sampler=SamplerConfig(solver="unipc", steps=10, shift=3.0),
+        sampler=SamplerConfig(solver="unipc", steps=4, shift=3.0),
         guidance=1.0,
         procedural=ProceduralConfig(),
         training=TrainingConfig(

@@ -1,5 +1,5 @@
 """What goes wrong at the door."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Input that cannot be used: one line that says what was wrong, where, and what would be right."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spatia_jax.cameras.camera import Cameras
+from spatia_jax.errors import InputError
 from spatia_jax.mapper import alignment, filters
 
 
@@ -54,9 +55,9 @@ class MapperConfig:
 
     def __post_init__(self):
         if 0 in self.neighbors:
-            raise ValueError("neighbors are offsets to other frames: 0 would let every pixel confirm itself")
+            raise InputError("neighbors are offsets to other frames: 0 would let every pixel confirm itself")
         if self.motion_window % 2 == 0:
-            raise ValueError(f"motion_window must be odd, got {self.motion_window}")
+            raise InputError(f"motion_window must be odd, got {self.motion_window}")
 
 
 @jax.tree_util.register_dataclass

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from spatia_jax.errors import InputError
 from spatia_jax.models.depth_head import DepthHead
 from spatia_jax.models.resize import resize
 
@@ -53,11 +54,11 @@ class DepthConfig:
 
     def __post_init__(self):
         if self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
+            raise InputError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
         if len(self.feature_layers) != 4 or not all(0 <= i < self.num_layers for i in self.feature_layers):
-            raise ValueError(f"feature_layers {self.feature_layers} must be four layers in 0..{self.num_layers - 1}")
+            raise InputError(f"feature_layers {self.feature_layers} must be four layers in 0..{self.num_layers - 1}")
         if self.input_size and any(side % self.patch_size for side in self.input_size):
-            raise ValueError(f"input_size {self.input_size} must be multiples of patch_size {self.patch_size}")
+            raise InputError(f"input_size {self.input_size} must be multiples of patch_size {self.patch_size}")
 
 
 class DepthNetwork(nnx.Module):

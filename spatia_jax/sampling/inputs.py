@@ -83,7 +83,7 @@ def photo_inputs(args, say: Say) -> Inputs:
     depth = None if args.depth is None else fit_map(read_depth(args.depth, size), *crop.size)
     masks = np.zeros((1, *crop.size), bool) if args.mask is None else fit_map(read_mask(args.mask, size), *crop.size)
     if cameras is not None:
-        cameras = Cameras(cameras.cam_from_world, jnp.asarray(adjust_intrinsics(cameras.intrinsics, crop)))
+        cameras = Cameras(cameras.cam_from_world, jnp.asarray(adjust_intrinsics(np.asarray(cameras.intrinsics), crop)))
     pose = jnp.eye(3, 4) if cameras is None else cameras.cam_from_world[0]
     view = View(photo, depth, masks[0], Cameras(pose, jnp.asarray(adjust_intrinsics(intrinsics, crop))))
     prompt = (EMBEDDED_PROMPT,) if embedded else ()
@@ -114,12 +114,12 @@ def sequence_inputs(args, say: Say) -> Inputs:
         depth_file = image.with_name(image.name.split(".")[0] + ".depth.png")
         depth = fit_map(read_depth(depth_file, size), height, width) if depth_file.is_file() else None
         camera = poses[numbers.index(image.name.split(".")[0])]
-        camera = Cameras(camera.cam_from_world, jnp.asarray(adjust_intrinsics(camera.intrinsics, crop)))
+        camera = Cameras(camera.cam_from_world, jnp.asarray(adjust_intrinsics(np.asarray(camera.intrinsics), crop)))
         views.append(View(photo, depth, np.zeros((height, width), bool), camera))
     say(f"{args.sequence.name}: {len(views)} posed frames, {crop}; the video starts at {images[-1].name}")
     cameras, _ = read_path(args.cameras, args.intrinsics, args.path, size, args.fov)
     if cameras is not None:
-        cameras = Cameras(cameras.cam_from_world, jnp.asarray(adjust_intrinsics(cameras.intrinsics, crop)))
+        cameras = Cameras(cameras.cam_from_world, jnp.asarray(adjust_intrinsics(np.asarray(cameras.intrinsics), crop)))
     none = np.zeros((0, height, width), bool)
     return Inputs(args.sequence.name, views, cameras, args.path, none, _files(args, sequence=args.sequence))
 

@@ -44,7 +44,7 @@ def load_world(path: str | Path, template: World, config: Experiment) -> World:
     Raises:
         InputError: no such folder, unreadable, or saved under a config of other sizes.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     recover_directory(path)
     if not (path / "world.json").is_file():
         raise InputError(f"{path} is not a saved world: it has no world.json")

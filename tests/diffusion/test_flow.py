@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spatia_jax import diffusion
+from spatia_jax.errors import InputError
 
 SHAPE = (3, 5, 2, 4, 6)
 IS_NEW = jnp.array([False, False, False, True, True])
@@ -101,7 +102,7 @@ def test_floor_bounds_the_weight_of_nearly_clean_inputs():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="shift > 0"):
+    with pytest.raises(InputError, match="shift > 0"):
         diffusion.FlowConfig(shift=0)
-    with pytest.raises(ValueError, match=r"\(0, 1\]"):
+    with pytest.raises(InputError, match=r"\(0, 1\]"):
         diffusion.Clean(floor=0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spatia_jax import diffusion
+from spatia_jax.errors import InputError
 
 SHAPE = (1, 4, 3, 2, 2)
 
@@ -156,7 +157,7 @@ def test_a_batch_axis_changes_nothing():
 
 
 def test_half_of_the_pair_clean_and_is_clean_is_refused():
-    with pytest.raises(ValueError, match="both or neither"):
+    with pytest.raises(InputError, match="both or neither"):
         diffusion.sample(gaussian_velocity, jnp.zeros(SHAPE), diffusion.SamplerConfig(), clean=jnp.zeros(SHAPE))
 
 

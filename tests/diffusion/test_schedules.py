@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spatia_jax import diffusion
+from spatia_jax.errors import InputError
 
 
 def golden_schedules(golden_dir):
@@ -47,7 +48,7 @@ def test_shift_moves_towards_noise_and_keeps_the_ends():
 
 
 def test_bad_settings_are_refused_in_one_line():
-    with pytest.raises(ValueError, match="unipc, euler"):
+    with pytest.raises(InputError, match="unipc, euler"):
         diffusion.SamplerConfig(solver="ddim")
-    with pytest.raises(ValueError, match="steps >= 1"):
+    with pytest.raises(InputError, match="steps >= 1"):
         diffusion.SamplerConfig(steps=0)

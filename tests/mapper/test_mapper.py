@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spatia_jax.cameras.camera import Cameras
+from spatia_jax.errors import InputError
 from spatia_jax.mapper import MapperConfig, alignment, filters, select_points, update
 
 T, H, W = 6, 48, 64
@@ -217,7 +218,7 @@ def test_selected_points_lie_on_the_scene():
 
 
 def test_config_refuses_what_cannot_work():
-    with pytest.raises(ValueError, match="confirm itself"):
+    with pytest.raises(InputError, match="confirm itself"):
         MapperConfig(neighbors=(0, 1))
-    with pytest.raises(ValueError, match="must be odd"):
+    with pytest.raises(InputError, match="must be odd"):
         MapperConfig(motion_window=4)
