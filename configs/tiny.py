@@ -78,11 +78,23 @@ def experiment() -> Experiment:
         flow=FlowConfig(parametrization=Clean(floor=0.3), shift=2.0),
         sampler=SamplerConfig(solver="unipc", steps=4, shift=3.0),
         guidance=1.0,
-        procedural=ProceduralConfig(),
+        procedural=ProceduralConfig(scenes=1000, frames=41, height=height, width=width),
         training=TrainingConfig(
-            autoencoder=FitConfig(steps=2000, batch_size=8, seed=1, optimizer=OptimizerConfig(learning_rate=2e-3)),
-            depth=FitConfig(steps=1500, batch_size=8, seed=2, optimizer=OptimizerConfig(learning_rate=1e-3)),
-            stage1=FitConfig(steps=600, batch_size=8, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3)),
-            stage2=FitConfig(steps=2500, batch_size=8, seed=4, optimizer=OptimizerConfig(learning_rate=1e-3)),
+            autoencoder=FitConfig(
+                steps=3000,
+                batch_size=8,
+                seed=1,
+                optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=1e-4, ema_decay=0.995),
+            ),
+            autoencoder_long=FitConfig(
+                steps=900,
+                batch_size=4,
+                seed=5,
+                optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4, ema_decay=0.99, warmup_steps=20),
+            ),
+            depth=FitConfig(steps=2400, batch_size=8, seed=2, optimizer=OptimizerConfig(learning_rate=1e-3)),
+            stage1=FitConfig(steps=400, batch_size=8, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3)),
+            stage2=FitConfig(steps=2000, batch_size=8, seed=4, optimizer=OptimizerConfig(learning_rate=1e-3)),
+            crop=64,
         ),
     )
