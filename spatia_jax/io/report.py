@@ -135,7 +135,7 @@ def _closed_loop(score: ClosedLoop | None) -> str:
     difference = np.abs(score.first.astype(np.int16) - score.returned).mean(axis=-1)
     difference = np.clip(3 * difference, 0, 255).astype(np.uint8)
     pictures = [
-        _figure(score.first, "the first frame"),
+        _figure(score.first, "the first view, as given"),
         _figure(score.returned, "the same view, on return"),
         _figure(difference, "absolute difference, three times"),
     ]

@@ -74,17 +74,18 @@ def clip_path(folder: Path, index: int) -> Path:
     return folder / "clips" / f"{index:04d}.npz"
 
 
-def closed_loop(frames: np.ndarray, cameras: Cameras, *, tolerance: float = 1e-3) -> ClosedLoop | None:
-    """How well the last frame shows the first one again, if the path ends where it began (paper, Table 3).
+def closed_loop(
+    first: np.ndarray, frames: np.ndarray, cameras: Cameras, *, tolerance: float = 1e-3
+) -> ClosedLoop | None:
+    """How well the last frame shows the given first picture again, if the path ends where it began (paper, Table 3).
 
     PSNR in dB and SSIM (11 x 11 Gaussian window, on colours in [0, 1]) as dm-pix computes them.
     """
     poses = np.asarray(cameras.cam_from_world)
     if len(frames) < 2 or np.abs(poses[0] - poses[-1]).max() > tolerance:
         return None
-    first, last = (frames[i].astype(np.float32) / 255 for i in (0, -1))
-    psnr, ssim = float(dm_pix.psnr(first, last)), float(dm_pix.ssim(first, last))
-    return ClosedLoop(psnr, ssim, frames[0], frames[-1])
+    a, b = (image.astype(np.float32) / 255 for image in (first, frames[-1]))
+    return ClosedLoop(float(dm_pix.psnr(a, b)), float(dm_pix.ssim(a, b)), first, frames[-1])
 
 
 def write_outputs(
@@ -96,7 +97,7 @@ def write_outputs(
     cameras: Cameras,
     world: World,
     fps: float,
-    photo: np.ndarray,
+    photo: np.ndarray | None,
     warnings: Sequence[str],
     settings: dict[str, str],
 ) -> ClosedLoop | None:
@@ -106,7 +107,8 @@ def write_outputs(
     write_ply(folder / "point_map.ply", world.point_map)
     valid = np.asarray(world.point_map.valid)
     provenance = np.asarray(world.point_map.provenance)[valid]
-    score = closed_loop(frames, cameras)
+    # Of a world that goes on there is no photo; the first frame of this video stands for it.
+    score = closed_loop(frames[0] if photo is None else photo, frames, cameras)
     shown = [
         ClipReport(
             prompt=prompt,
