@@ -72,11 +72,11 @@ def experiment() -> Experiment:
         ),
         splat=SplatConfig(radius=0.02, points_per_pixel=8),
         memory=MemoryConfig(
-            capacity=120_000, voxel_size=0.02, bank_frames=64, map_stride=4, retrieval=RetrievalConfig()
+            capacity=120_000, voxel_size=0.01, bank_frames=64, map_stride=4, retrieval=RetrievalConfig()
         ),
         mapper=MapperConfig(covered_weight=0.0),
         flow=FlowConfig(parametrization=Clean(floor=0.3), shift=2.0),
-        sampler=SamplerConfig(solver="unipc", steps=4, shift=3.0),
+        sampler=SamplerConfig(solver="unipc", steps=2, shift=3.0),
         guidance=1.0,
         procedural=ProceduralConfig(scenes=1000, frames=41, height=height, width=width),
         training=TrainingConfig(
