@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from spatia_jax.errors import InputError
+from spatia_jax.io.atomic import atomic_write
 
 ROTATION_TOLERANCE = 1e-2  # real files are orthonormal to 1e-3 or so; beyond this the matrix is something else
 LARGEST_NORMALISED = 5.0  # a normalised focal length of 5 is a field of view of 11 degrees
@@ -33,15 +32,8 @@ def read_text(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: what was there before survives an interruption."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def data_lines(path: Path) -> list[tuple[str, str]]:

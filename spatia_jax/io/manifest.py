@@ -141,7 +141,7 @@ def _portable(file: str | os.PathLike, folder: Path) -> str:
 
 
 def _without_machine(argument: str) -> str:
-    """'/home/me/photo.jpg' -> 'photo.jpg', also behind '--image='; other text as it is."""
+    """'/any/folder/photo.jpg' -> 'photo.jpg', also behind '--image='; other text as it is."""
     option, equals, value = argument.rpartition("=")
     if os.path.isabs(value) and "\n" not in value:
         value = _portable(value, Path.cwd())
