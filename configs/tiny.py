@@ -17,7 +17,7 @@ from spatia_jax.training import FitConfig, OptimizerConfig
 
 
 def experiment() -> Experiment:
-    height, width, latent = 128, 224, 48
+    height, width, latent = 128, 224, 96
     return Experiment(
         name="tiny",
         clip=ClipConfig(
@@ -33,13 +33,14 @@ def experiment() -> Experiment:
             text_length=32,
         ),
         autoencoder=AutoencoderConfig(
-            dim=32,
-            dec_dim=32,
+            dim=96,
+            dec_dim=96,
             z_dim=latent,
-            dim_mult=(1, 2, 2),
-            num_res_blocks=1,
-            temporal_downsample=(True, True),
-            patch_size=4,
+            dim_mult=(1, 1),
+            num_res_blocks=0,
+            temporal_downsample=(True,),
+            spatial_downsample=(False,),
+            patch_size=16,
             latent_mean=(0.0,) * latent,
             latent_std=(1.0,) * latent,
         ),
@@ -47,13 +48,14 @@ def experiment() -> Experiment:
             dim=256,
             ffn_dim=1024,
             num_heads=4,
-            num_layers=8,
+            num_layers=6,
             in_dim=latent,
             out_dim=latent,
             text_dim=64,
             freq_dim=64,
-            control_layers=(0, 4),
+            control_layers=(0, 3),
             control_in_dim=2 * latent,
+            control_skip=True,
         ),
         text_encoder=TextEncoderConfig(
             vocab_size=512, dim=64, attention_dim=64, ffn_dim=128, num_heads=4, num_layers=2
@@ -75,26 +77,28 @@ def experiment() -> Experiment:
             capacity=120_000, voxel_size=0.01, bank_frames=64, map_stride=4, retrieval=RetrievalConfig()
         ),
         mapper=MapperConfig(covered_weight=0.0),
-        flow=FlowConfig(parametrization=Clean(floor=0.3), shift=2.0),
+        flow=FlowConfig(parametrization=Clean(floor=0.5), shift=20.0, logit_std=1.5),
         sampler=SamplerConfig(solver="unipc", steps=2, shift=3.0),
+        control_fill="surroundings",
         guidance=1.0,
-        procedural=ProceduralConfig(scenes=1000, frames=41, height=height, width=width),
+        procedural=ProceduralConfig(scenes=2000, frames=41, height=height, width=width),
         training=TrainingConfig(
             autoencoder=FitConfig(
-                steps=3000,
-                batch_size=8,
-                seed=1,
-                optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=1e-4, ema_decay=0.995),
-            ),
-            autoencoder_long=FitConfig(
-                steps=900,
+                steps=500,
                 batch_size=4,
-                seed=5,
-                optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4, ema_decay=0.99, warmup_steps=20),
+                seed=1,
+                optimizer=OptimizerConfig(
+                    learning_rate=1e-4, weight_decay=0.0, ema_decay=0.98, warmup_steps=100, clip_norm=0.1
+                ),
             ),
+            autoencoder_start="principal",
             depth=FitConfig(steps=2400, batch_size=8, seed=2, optimizer=OptimizerConfig(learning_rate=1e-3)),
-            stage1=FitConfig(steps=400, batch_size=8, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3)),
-            stage2=FitConfig(steps=2000, batch_size=8, seed=4, optimizer=OptimizerConfig(learning_rate=1e-3)),
-            crop=64,
+            stage1=FitConfig(
+                steps=250, batch_size=8, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.99)
+            ),
+            stage2=FitConfig(
+                steps=1500, batch_size=8, seed=4, optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.995)
+            ),
+            crop=96,
         ),
     )

@@ -12,6 +12,7 @@ import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from spatia_jax.data.procedural import ProceduralConfig
 from spatia_jax.diffusion import FlowConfig, SamplerConfig
@@ -42,11 +43,6 @@ class ClipConfig:
     text_length: int  # tokens of a prompt
 
     def __post_init__(self):
-        for name in ("opening_frames", "history_frames"):
-            if getattr(self, name) % 4 != 1:
-                raise InputError(f"clip.{name} is {getattr(self, name)}; it must be 4k + 1 (1, 5, 9, 13, ...)")
-        if self.new_frames % 4 or self.new_frames < 4:
-            raise InputError(f"clip.new_frames is {self.new_frames}; it must be a positive multiple of 4")
         if self.history_frames > self.opening_frames:
             raise InputError(
                 f"clip.history_frames is {self.history_frames}; it cannot exceed clip.opening_frames "
@@ -92,12 +88,11 @@ class TrainingConfig:
     """How each network of the experiment is trained by train.py."""
 
     autoencoder: FitConfig = FitConfig()
-    autoencoder_long: FitConfig = FitConfig()  # goes on with crops as long as a continuing clip
     depth: FitConfig = FitConfig()
     stage1: FitConfig = FitConfig()
     stage2: FitConfig = FitConfig()
     crop: int = 96  # pixels: side of the autoencoder's training crops
-    crop_frames: int = 9  # of the first phase
+    autoencoder_start: Literal["random", "principal"] = "random"  # see training/principal.py
     drop_text: float = 0.1  # probability of an empty prompt
     drop_map: float = 0.1  # probability that the projection is withheld
     drop_references: float = 0.1
@@ -120,6 +115,7 @@ class Experiment:
     flow: FlowConfig
     sampler: SamplerConfig
     control_scale: float = 1.0  # of the hints; 0 = the projection is ignored
+    control_fill: Literal["black", "surroundings"] = "black"  # what the control branch sees in holes (splat/fill.py)
     guidance: float = 3.5  # of the text; 1 = none, and half the compute
     procedural: ProceduralConfig = ProceduralConfig()
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -130,6 +126,15 @@ class Experiment:
                 f"autoencoder.z_dim ({self.autoencoder.z_dim}) and transformer.in_dim ({self.transformer.in_dim}) "
                 "must be equal"
             )
+        time = self.autoencoder.time_factor
+        for name in ("opening_frames", "history_frames"):
+            frames = getattr(self.clip, name)
+            if frames < 1 or (frames - 1) % time:
+                raise InputError(
+                    f"clip.{name} is {frames}; it must be {time}k + 1 (1, {time + 1}, {2 * time + 1}, ...)"
+                )
+        if self.clip.new_frames % time or self.clip.new_frames < time:
+            raise InputError(f"clip.new_frames is {self.clip.new_frames}; it must be a positive multiple of {time}")
         multiple = self.autoencoder.space_factor * self.transformer.patch_size[1]
         for name in ("height", "width"):
             if getattr(self.clip, name) % multiple:
@@ -165,6 +170,8 @@ def load_experiment(path: str | Path) -> Experiment:
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none found here"
         raise InputError(f"no config file {path}; known: {known}")
     spec = importlib.util.spec_from_file_location(f"spatia_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "experiment"):

@@ -45,6 +45,10 @@ class Model:
         abstract = {name: nnx.eval_shape(lambda n=name: self._module(n, jax.random.key(0))) for name in _NETWORKS}
         return {name: nnx.split(module)[0] for name, module in abstract.items()}
 
+    def graph(self, name: str) -> nnx.GraphDef:
+        """The layers of one network without their parameters, for `nnx.merge`."""
+        return self._graphs[name]
+
     def init(self, name: str, key: Array) -> Params:
         """Fresh parameters of one network."""
         return nnx.to_pure_dict(nnx.split(self._module(name, key))[1])
@@ -60,7 +64,7 @@ class Model:
         return getattr(module, method)(*args, **kwargs)
 
     def encode(self, params: Params, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f p q c"]:
-        """Video in [-1, 1] to normalised latents, f = 1 + (t - 1) / 4."""
+        """Video in [-1, 1] to normalised latents, f = 1 + (t - 1) / time_factor."""
         return self._call("autoencoder", params["autoencoder"], "encode", video)
 
     def decode(self, params: Params, latents: Float[Array, "b f p q c"]) -> Float[Array, "b t h w 3"]:

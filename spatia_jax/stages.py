@@ -56,7 +56,8 @@ def condition(
     clean = model.encode(params, to_signed(history)[None])
     if len(references):
         clean = jnp.concatenate([encode_references(model, params, references), clean], axis=1)
-    num_clean, num_new = clean.shape[1], (len(projection.depth) - len(history)) // 4
+    num_clean, num_new = clean.shape[1], len(projection.depth) - len(history)
+    num_new //= model.config.autoencoder.time_factor
     clean = jnp.pad(clean, ((0, 0), (0, num_new), (0, 0), (0, 0), (0, 0)))
     key = jax.random.fold_in(world.key, world.clip_index)
     return Conditions(
@@ -76,8 +77,14 @@ def encode_references(model: Model, params: Params, frames: UInt8[Array, "k h w 
 
 
 def encode_control(model: Model, params: Params, projection: Projection) -> Float[Array, "1 f p q c"]:
-    """Latents of the projection ([-1, 1], holes black) beside latents of the hole mask (1 = hole; spec 2.5)."""
-    color = projection.color * 2.0 - 1.0
+    """Latents of the projection ([-1, 1]) beside latents of the hole mask (1 = hole; spec 2.5).
+
+    Holes are black, as released, or continue their surroundings (`Experiment.control_fill`).
+    """
+    color = projection.color
+    if model.config.control_fill == "surroundings":
+        color = splat.fill_holes(color, projection.coverage)
+    color = color * 2.0 - 1.0
     holes = jnp.broadcast_to(1.0 - projection.coverage[..., None], color.shape)
     color, holes = model.encode(params, jnp.stack([color, holes]))
     return jnp.concatenate([color, holes], axis=-1)[None]

@@ -55,18 +55,18 @@ def check_path(
     """
     if len(cameras.shape) != 1 or not len(cameras):
         raise InputError(f"cameras of shape {cameras.shape}, expected a path of at least one view")
-    points = np.asarray(points, np.float32)
-    points = points[np.isfinite(points).all(axis=-1) if valid is None else np.asarray(valid)]
-    if not len(points):
+    known = np.asarray(points, np.float32)
+    known = known[np.isfinite(known).all(axis=-1) if valid is None else np.asarray(valid)]
+    if not len(known):
         raise InputError("the map holds no points, expected some to check the camera path against")
     poses, intrinsics = np.asarray(cameras.cam_from_world), np.asarray(cameras.intrinsics)
     if min_clearance is None:
-        depth = points @ poses[0, 2, :3] + poses[0, 2, 3]
+        depth = known @ poses[0, 2, :3] + poses[0, 2, 3]
         min_clearance = 0.03 * float(np.median(depth[depth > 0])) if (depth > 0).any() else 0.0
     centers = np.asarray(cameras.centers)
     destinations = np.concatenate([centers[1:], centers[-1:]])
-    unknown = np.array([_unknown_share(points, pose, k) for pose, k in zip(poses, intrinsics, strict=True)])
-    clearance = np.array([_clearance(points, a, b) for a, b in zip(centers, destinations, strict=True)])
+    unknown = np.array([_unknown_share(known, pose, k) for pose, k in zip(poses, intrinsics, strict=True)])
+    clearance = np.array([_clearance(known, a, b) for a, b in zip(centers, destinations, strict=True)])
     warnings = []
     for first, last in _runs(unknown > max_unknown):
         worst = first + int(np.argmax(unknown[first : last + 1]))

@@ -57,7 +57,7 @@ def read_cameras(
     fmt = recognise(path)
     _log.info("%s: %s (%s)", path, fmt.name, fmt.convention)
     poses, own_intrinsics = fmt.read(path, image_size)
-    chosen = own_intrinsics if intrinsics is None else _given_intrinsics(intrinsics)
+    chosen = own_intrinsics if intrinsics is None else _given_intrinsics(intrinsics)  # type: ignore[arg-type]
     if chosen is None:
         raise InputError(f"{path}: {fmt.name} has no intrinsics here; pass intrinsics=(fx, fy, cx, cy), normalised")
     if len(chosen) not in (1, len(poses)):
@@ -226,8 +226,8 @@ def _write_seven_scenes(path: Path, cameras: Cameras, image_size: ImageSize) -> 
     rows = ([fx, 0, cx], [0, fy, cy], [0, 0, 1])
     parsing.write_text(path / "camera-intrinsics.txt", "".join(_row(row) + "\n" for row in rows))
     for i, pose in enumerate(parsing.inverse(np.asarray(cameras.cam_from_world, np.float64))):
-        rows = [*pose, [0, 0, 0, 1]]
-        parsing.write_text(path / f"frame-{i:06d}.pose.txt", "".join(_row(row) + "\n" for row in rows))
+        matrix = [*pose, [0, 0, 0, 1]]
+        parsing.write_text(path / f"frame-{i:06d}.pose.txt", "".join(_row(row) + "\n" for row in matrix))
 
 
 # TUM: timestamp, camera-to-world as translation and quaternion (x y z w) --------------------------

@@ -140,8 +140,8 @@ def parse_path(text: str, start: Cameras, num_frames: int, scene_depth: float) -
     segments = _parse(text, scene_depth)
     states = [_State(np.eye(3), np.zeros(3), 1.0)]
     for segment in segments:
-        retraces = segment.amounts is None
-        states.append(states[0] if retraces else _state(states[-1], segment.amounts, 1.0, scene_depth))
+        amounts = segment.amounts
+        states.append(states[0] if amounts is None else _state(states[-1], amounts, 1.0, scene_depth))
     ends = np.cumsum([segment.duration for segment in segments])
     frames = [_at(segments, states, ends, t, scene_depth) for t in np.linspace(0.0, ends[-1], num_frames)]
     return _cameras(start, frames)
@@ -151,9 +151,10 @@ def _at(segments: list[_Segment], states: list[_State], ends: np.ndarray, time: 
     """The state at a time from the path's beginning; `states[i]` is the one at the beginning of segment i."""
     i = min(int(np.searchsorted(ends, time)), len(segments) - 1)
     left = ends[i] - time
-    if segments[i].amounts is None:  # a retrace lasts as long as all before it
+    amounts = segments[i].amounts
+    if amounts is None:  # a retrace lasts as long as all before it
         return _at(segments, states, ends, left, depth)
-    return _state(states[i], segments[i].amounts, 1 - left / segments[i].duration, depth)
+    return _state(states[i], amounts, 1 - left / segments[i].duration, depth)
 
 
 def _state(before: _State, amounts: dict[str, float], progress: float, depth: float) -> _State:
@@ -224,7 +225,7 @@ def _amount(text: str, depth: float) -> tuple[str, float]:
     """A quantity and its signed amount: degrees, scene units, log of the zoom, or seconds."""
     match = _AMOUNT.match(text)
     words = match["words"].removesuffix(" by") if match else text
-    if words not in _PHRASES:
+    if match is None or words not in _PHRASES:
         # A move that begins with the same word is meant before one that merely looks alike.
         kin = [phrase for phrase in _PHRASES if phrase.split()[0] == words.split(" ")[0]]
         close = kin or difflib.get_close_matches(words, _PHRASES, n=1, cutoff=0.5)

@@ -72,8 +72,8 @@ def _intrinsics(fields: dict, image_size: tuple[int, int] | None, where: str) ->
     if fx is None:
         raise InputError(f'{where}: no focal length, expected "fl_x" in pixels or "camera_angle_x" in radians')
     center = (_number(fields, "cx", where, width / 2), _number(fields, "cy", where, height / 2))
-    pixels = np.array([fx, _number(fields, "fl_y", where, fx), *center])
-    return parsing.normalise_intrinsics(pixels, (height, width), _PIXEL_CENTER, where)
+    pixels = np.array([fx, _number(fields, "fl_y", where, fx), *center], np.float64)
+    return parsing.normalise_intrinsics(pixels, (int(height), int(width)), _PIXEL_CENTER, where)
 
 
 def _number(fields: dict, name: str, where: str, default: float | None) -> float | None:

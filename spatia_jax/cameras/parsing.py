@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -150,7 +151,7 @@ def pixel_intrinsics(normalised: np.ndarray, image_size: Sequence[int], pixel_ce
     return normalised * np.array([width, height, width, height], np.float64) - np.array([0, 0, shift, shift])
 
 
-def parse_json(text: str, where: str) -> object:
+def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -159,7 +160,8 @@ def parse_json(text: str, where: str) -> object:
 
 def as_matrix(rows: object, where: str) -> np.ndarray:
     """Nested lists of numbers, as a 3x4 or 4x4 array of float64 (`rigid` checks the shape)."""
-    is_matrix = isinstance(rows, list) and rows and all(isinstance(row, list) and len(row) == 4 for row in rows)
-    if not is_matrix or not all(isinstance(x, (int, float)) for row in rows for x in row):
+    lines = rows if isinstance(rows, list) else []
+    is_matrix = lines and all(isinstance(row, list) and len(row) == 4 for row in lines)
+    if not is_matrix or not all(isinstance(x, (int, float)) for row in lines for x in row):
         raise InputError(f"{where}: expected a 3x4 or 4x4 matrix as a list of rows of 4 numbers")
     return np.array(rows, np.float64)

@@ -27,7 +27,7 @@ def ease(t: float | Array) -> float | Array:
     return t * t * (3 - 2 * t)
 
 
-def interpolate(keyposes: Cameras, num_frames: int, timing: Callable[[Array], Array] = ease) -> Cameras:
+def interpolate(keyposes: Cameras, num_frames: int, timing: Callable = ease) -> Cameras:
     """A path through key poses, each stretch taking the same time.
 
     Args:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +69,10 @@ class Plan:
         corrector: [n, 5] and predictor: [n, 3], the solver's tables.
     """
 
-    timestep: Array | np.ndarray
-    sigma: Array | np.ndarray
-    corrector: Array | np.ndarray
-    predictor: Array | np.ndarray
+    timestep: Any  # arrays of jax or numpy
+    sigma: Any
+    corrector: Any
+    predictor: Any
 
     def __len__(self) -> int:
         return len(self.timestep)
@@ -175,12 +176,12 @@ def frame_timesteps(timestep: Float[Array, ""], is_clean: Bool[Array, " f"]) -> 
 
 
 def _combine(weights: Array, *arrays: Array) -> Array:
-    return sum(weights[i] * array for i, array in enumerate(arrays))
+    return sum((weights[i] * array for i, array in enumerate(arrays[1:], 1)), weights[0] * arrays[0])
 
 
 def _put_back(latents: Array, clean: Array | None, is_clean: Array | None) -> Array:
     if (clean is None) != (is_clean is None):
         raise InputError("clean and is_clean go together: give both or neither")
-    if clean is None:
+    if clean is None or is_clean is None:
         return latents
     return jnp.where(is_clean[:, None, None, None], clean.astype(latents.dtype), latents)

@@ -134,7 +134,7 @@ def evaluate(
         "with_memory": Walker(Model(config), params, tokenizer),
         "without_memory": Walker(Model(without_memory(config)), params, tokenizer),
     }
-    rows = []
+    rows: list[dict] = []
     for index in range(scenes):
         truth = true_sequence(config, index, clips)
         made = {name: walker.walk(truth, seed, given_depth=given_depth) for name, walker in walkers.items()}

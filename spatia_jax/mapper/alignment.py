@@ -126,7 +126,8 @@ def _push_pull(weighted: Float[Array, "k h w"], weights: Float[Array, "k h w"]) 
     padding = ((0, 0), (0, -height % 2**depth), (0, -width % 2**depth))
     levels = [(jnp.pad(weighted, padding), jnp.pad(weights, padding))]
     for _ in range(depth):
-        levels.append(tuple(_halve(array) for array in levels[-1]))
+        total, weight = levels[-1]
+        levels.append((_halve(total), _halve(weight)))
     field = jnp.zeros_like(levels[-1][0])
     for total, weight in reversed(levels):
         coarser = jax.image.resize(field, total.shape, "linear")

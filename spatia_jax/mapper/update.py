@@ -186,5 +186,9 @@ def _align(config: MapperConfig, depth, map_depth, overlap) -> tuple[jax.Array, 
     aligned = jax.vmap(alignment.Fit.apply)(fit, depth)
     residual = jnp.log(map_depth / aligned)
     trusted = overlap & (jnp.abs(residual) < config.agree_tolerance)
-    spread = jax.vmap(lambda *images: alignment.correction_field(*images, config.correction_bins))
+
+    def spread_one(residual, valid, log_depth):
+        return alignment.correction_field(residual, valid, log_depth, config.correction_bins)
+
+    spread = jax.vmap(spread_one)
     return aligned * jnp.exp(spread(residual, trusted, jnp.log(aligned))), fit

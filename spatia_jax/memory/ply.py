@@ -43,7 +43,7 @@ def write_ply(path: str | os.PathLike, point_map: PointMap) -> None:
     vertices["count"] = np.asarray(point_map.counts)[valid]
     vertices["provenance"] = np.asarray(point_map.provenance)[valid]
     vertices["keyframe"] = np.asarray(point_map.keyframes)[valid]
-    properties = [f"property {_PLY_NAMES[_VERTEX[name].str[1:]]} {name}" for name in _VERTEX.names]
+    properties = [f"property {_PLY_NAMES[_VERTEX[name].str[1:]]} {name}" for name in _VERTEX.names or ()]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *properties, "end_header"]
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(("\n".join(header) + "\n").encode())
@@ -72,7 +72,7 @@ def read_ply(path: str | os.PathLike, capacity: int | None = None) -> PointMap:
         return jnp.asarray(np.pad(values.astype(dtype), pad, constant_values=fill))
 
     def column(name: str, default: float) -> np.ndarray:
-        return vertices[name] if name in vertices.dtype.names else np.full(points, default)
+        return vertices[name] if name in (vertices.dtype.names or ()) else np.full(points, default)
 
     positions = np.stack([vertices[name] for name in "xyz"], axis=-1)
     provenance = column("provenance", EDIT)
@@ -92,7 +92,7 @@ def read_ply(path: str | os.PathLike, capacity: int | None = None) -> PointMap:
 
 def _colors(vertices: np.ndarray) -> np.ndarray:
     names = ("red", "green", "blue")
-    if not set(names) <= set(vertices.dtype.names):
+    if not set(names) <= set(vertices.dtype.names or ()):
         return np.full((len(vertices), 3), 0.5)
     colors = np.stack([vertices[name] for name in names], axis=-1)
     return colors / 255.0 if colors.dtype == np.uint8 else np.clip(colors, 0.0, 1.0)

@@ -8,6 +8,7 @@ an observation, and an error that it once made does not spread over what is know
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +129,7 @@ def _merge(points: PointMap, voxel: Int[Array, " l"]) -> PointMap:
     """One point per voxel number, in that order. `voxel` ascends; the number l (out of range) drops a point."""
     length = voxel.shape[0]
     there = jnp.minimum(voxel, length - 1)  # to read a voxel's value back at its points
-    total = {"num_segments": length, "indices_are_sorted": True}
+    total: Any = {"num_segments": length, "indices_are_sorted": True}
     trust = _trust(points.provenance)
     counted = (voxel < length) & (trust == jax.ops.segment_min(trust, voxel, **total)[there])
 

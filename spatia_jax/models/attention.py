@@ -1,5 +1,7 @@
 """Softmax attention, and the one place that chooses how a backend computes it."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,7 +15,7 @@ def attention(
     if backend == "cpu":
         return reference_attention(queries, keys, values)
     half_precision = queries.dtype in (jnp.bfloat16, jnp.float16)
-    implementation = "cudnn" if backend == "gpu" and half_precision else None
+    implementation: Literal["cudnn"] | None = "cudnn" if backend == "gpu" and half_precision else None
     return jax.nn.dot_product_attention(queries, keys, values, implementation=implementation)
 
 

@@ -52,9 +52,12 @@ class AutoencoderConfig:
         dim, dec_dim: width unit of encoder and decoder.
         z_dim: latent channels.
         dim_mult: width of each encoder stage in units of `dim`, finest first; the decoder has them in reverse in units
-            of `dec_dim`. All stages but the last halve height and width.
+            of `dec_dim`.
         num_res_blocks: residual blocks of an encoder stage; a decoder stage has one more.
         temporal_downsample: for each stage but the last, whether it halves the number of frames too.
+        spatial_downsample: for each stage but the last, whether it halves height and width; all do when not given, as
+            released. A small network is better off with larger patches: enlarging by repetition and convolution
+            cannot place sub-pixels freely (docs/tiny.md).
         patch_size: side of the pixel squares that become channels before the first convolution.
         latent_mean, latent_std: [z_dim] statistics that normalise the latents. When not given: the released ones at 48
             channels, else 0 and 1.
@@ -66,6 +69,7 @@ class AutoencoderConfig:
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temporal_downsample: tuple[bool, ...] = (False, True, True)
+    spatial_downsample: tuple[bool, ...] | None = None
     patch_size: int = 2
     latent_mean: tuple[float, ...] | None = None
     latent_std: tuple[float, ...] | None = None
@@ -76,11 +80,14 @@ class AutoencoderConfig:
             object.__setattr__(self, "latent_mean", RELEASED_MEAN if released else (0.0,) * self.z_dim)
         if self.latent_std is None:
             object.__setattr__(self, "latent_std", RELEASED_STD if released else (1.0,) * self.z_dim)
-        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
-            raise InputError(
-                f"temporal_downsample has {len(self.temporal_downsample)} entries; dim_mult {self.dim_mult} asks for"
-                f" {len(self.dim_mult) - 1}, one for each stage but the last"
-            )
+        if self.spatial_downsample is None:
+            object.__setattr__(self, "spatial_downsample", (True,) * (len(self.dim_mult) - 1))
+        for name in ("temporal_downsample", "spatial_downsample"):
+            if len(getattr(self, name)) != len(self.dim_mult) - 1:
+                raise InputError(
+                    f"{name} has {len(getattr(self, name))} entries; dim_mult {self.dim_mult} asks for"
+                    f" {len(self.dim_mult) - 1}, one for each stage but the last"
+                )
         if not len(self.latent_mean) == len(self.latent_std) == self.z_dim:
             raise InputError(
                 f"latent_mean and latent_std have {len(self.latent_mean)} and {len(self.latent_std)} entries;"
@@ -102,24 +109,29 @@ class AutoencoderConfig:
     @property
     def time_factor(self) -> int:
         """Frames for each latent frame after the first."""
-        return 2 ** sum(self.temporal_downsample)
+        return math.prod(time for time, _ in _factors(self))
 
     @property
     def space_factor(self) -> int:
         """Pixels for each latent row and column."""
-        return self.patch_size * 2 ** len(self.temporal_downsample)
+        return self.patch_size * math.prod(space for _, space in _factors(self))
+
+
+def _factors(config: AutoencoderConfig) -> list[tuple[int, int]]:
+    pairs = zip(config.temporal_downsample, config.spatial_downsample or (), strict=True)
+    return [(1 + temporal, 1 + spatial) for temporal, spatial in pairs]
 
 
 def _encoder_stages(config: AutoencoderConfig) -> list[tuple[int, int, int, int]]:
     """(inputs, outputs, time factor, space factor) of each stage, in the order of the computation."""
     widths = [config.dim * m for m in (1, *config.dim_mult)]
-    factors = [(2 if temporal else 1, 2) for temporal in config.temporal_downsample] + [(1, 1)]
+    factors = [*_factors(config), (1, 1)]
     return [(i, o, *factor) for i, o, factor in zip(widths, widths[1:], factors, strict=False)]
 
 
 def _decoder_stages(config: AutoencoderConfig) -> list[tuple[int, int, int, int]]:
     widths = [config.dec_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
-    factors = [(2 if temporal else 1, 2) for temporal in reversed(config.temporal_downsample)] + [(1, 1)]
+    factors = [*reversed(_factors(config)), (1, 1)]
     return [(i, o, *factor) for i, o, factor in zip(widths, widths[1:], factors, strict=False)]
 
 
@@ -147,7 +159,7 @@ class EncoderStage(nnx.Module):
     def __init__(self, inputs: int, outputs: int, time: int, space: int, num_blocks: int, *, rngs: nnx.Rngs):
         self.outputs, self.time, self.space = outputs, time, space
         self.blocks = nnx.data(_residual_blocks(inputs, outputs, num_blocks, rngs))
-        self.resample = Downsample(outputs, time == 2, rngs=rngs) if space == 2 else None
+        self.resample = Downsample(outputs, time, space, rngs=rngs) if time * space > 1 else None
 
     def __call__(self, frames: Array, stream: Stream) -> Array:
         shortcut = average_down(frames, self.outputs, self.time, self.space)
@@ -162,7 +174,7 @@ class DecoderStage(nnx.Module):
     def __init__(self, inputs: int, outputs: int, time: int, space: int, num_blocks: int, *, rngs: nnx.Rngs):
         self.outputs, self.time, self.space = outputs, time, space
         self.blocks = nnx.data(_residual_blocks(inputs, outputs, num_blocks, rngs))
-        self.resample = Upsample(outputs, time == 2, rngs=rngs) if space == 2 else None
+        self.resample = Upsample(outputs, time, space, rngs=rngs) if time * space > 1 else None
 
     def __call__(self, frames: Array, stream: Stream) -> Array:
         entered = frames
@@ -239,7 +251,8 @@ class Autoencoder(nnx.Module):
         """Mean and log-variance [b, f, p, q, z] of the latents, not normalised (for training)."""
         self._check_video(video)
         moments, _ = self._encode(video, None)
-        return tuple(jnp.split(moments, 2, axis=-1))
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, log_variance
 
     def decode(self, latents: Float[Array, "b f p q z"]) -> Float[Array, "b t h w 3"]:
         """Video of 1 + (f - 1) * time_factor frames from normalised latents; not clamped to [-1, 1]."""

@@ -146,9 +146,7 @@ _LECUN = nnx.initializers.lecun_normal()
 class CausalConv(nnx.Module):
     """3x3x3 convolution, causal in time."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, init: Callable = _LECUN, rngs: nnx.Rngs
-    ):
+    def __init__(self, inputs: int, outputs: int, *, init: Callable = _LECUN, rngs: nnx.Rngs):
         self.kernel = nnx.Param(init(rngs.params(), (3, 3, 3, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
@@ -223,48 +221,56 @@ class TimeConv(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves height and width, and with `temporal` the number of frames after the first."""
+    """Halves height and width (`space` 2), and with `time` 2 the number of frames after the first."""
 
-    def __init__(self, channels: int, temporal: bool, *, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs)
-        self.time_conv = TimeConv(channels, channels, rngs=rngs) if temporal else None
+    def __init__(self, channels: int, time: int, space: int, *, rngs: nnx.Rngs):
+        padding = ((0, 1), (0, 1)) if space == 2 else "SAME"
+        self.conv = nnx.Conv(channels, channels, (3, 3), strides=space, padding=padding, rngs=rngs)
+        self.time_conv = TimeConv(channels, channels, rngs=rngs) if time == 2 else None
 
     def __call__(self, frames: Frames, stream: Stream) -> Float[Array, "b u p q c"]:
         frames = self.conv(frames)
         if self.time_conv is None:
             return frames
         if not stream.at_start:
-            return self._halve(stream.extend(frames, 1))
+            return _halve(stream.extend(frames, 1), self.time_conv)
         first, rest = frames[:, :1], frames[:, 1:]
-        return jnp.concatenate([first, self._halve(stream.extend(rest, 1, before=first))], axis=1)
+        return jnp.concatenate([first, _halve(stream.extend(rest, 1, before=first), self.time_conv)], axis=1)
 
-    def _halve(self, frames: Frames) -> Float[Array, "b u h w c"]:
-        pairs = frames.shape[1] // 2
-        taps = [frames[:, i : i + 2 * pairs : 2] @ tap for i, tap in enumerate(self.time_conv.kernel[...])]
-        return sum(taps) + self.time_conv.bias[...]
+
+def _halve(frames: Frames, conv: TimeConv) -> Float[Array, "b u h w c"]:
+    """One frame for each two; the frame before them, which the oldest tap sees, comes first."""
+    pairs = frames.shape[1] // 2
+    return sum((frames[:, i : i + 2 * pairs : 2] @ tap for i, tap in enumerate(conv.kernel[...])), conv.bias[...])
 
 
 class Upsample(nnx.Module):
-    """Doubles height and width, and with `temporal` the number of frames after the first.
+    """Doubles height and width (`space` 2), and with `time` 2 the number of frames after the first.
 
     The first frame takes no part in the convolution over time, not even as the past of the second.
     """
 
-    def __init__(self, channels: int, temporal: bool, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, time: int, space: int, *, rngs: nnx.Rngs):
+        self.space = space
         self.conv = nnx.Conv(channels, channels, (3, 3), rngs=rngs)
-        self.time_conv = TimeConv(channels, 2 * channels, rngs=rngs) if temporal else None
+        self.time_conv = TimeConv(channels, 2 * channels, rngs=rngs) if time == 2 else None
 
     def __call__(self, frames: Frames, stream: Stream) -> Float[Array, "b u h2 w2 c"]:
         if self.time_conv is not None:
             alone = 1 if stream.at_start else 0
-            frames = jnp.concatenate([frames[:, :alone], self._double(frames[:, alone:], stream)], axis=1)
+            frames = jnp.concatenate([frames[:, :alone], _double(frames[:, alone:], stream, self.time_conv)], axis=1)
+        if self.space == 1:
+            return self.conv(frames)
         b, t, h, w, _ = frames.shape
-        images = upsample_conv(_fold_time(frames), self.conv.kernel[...]) + self.conv.bias[...]
+        kernel: Array = self.conv.kernel[...]
+        images = upsample_conv(_fold_time(frames), kernel) + self.conv.bias[...]  # type: ignore[index]
         return images.reshape(b, t, 2 * h, 2 * w, -1)
 
-    def _double(self, frames: Frames, stream: Stream) -> Float[Array, "b u h w c"]:
-        b, t, h, w, c = frames.shape
-        extended = stream.extend(frames, 2)
-        pairs = _sum_over_taps(jnp.matmul, extended, self.time_conv.kernel[...], extended.shape[1] - t)
-        pairs = (pairs + self.time_conv.bias[...]).reshape(b, t, h, w, 2, c)
-        return jnp.moveaxis(pairs, 4, 2).reshape(b, 2 * t, h, w, c)
+
+def _double(frames: Frames, stream: Stream, conv: TimeConv) -> Float[Array, "b u h w c"]:
+    """Two frames for each one: the convolution's channels are those of both."""
+    b, t, h, w, c = frames.shape
+    extended = stream.extend(frames, 2)
+    pairs = _sum_over_taps(jnp.matmul, extended, conv.kernel[...], extended.shape[1] - t)
+    pairs = (pairs + conv.bias[...]).reshape(b, t, h, w, 2, c)
+    return jnp.moveaxis(pairs, 4, 2).reshape(b, 2 * t, h, w, c)

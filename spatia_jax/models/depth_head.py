@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ class DepthHead(nnx.Module):
 
     def __call__(self, features: list[Float[Array, "b p q c"]], height: int, width: int) -> Float[Array, "b y x 1"]:
         maps = [getattr(self, f"reassemble{level}")(feature) for level, feature in enumerate(features)]
-        fused = None
+        fused: Any = None
         for level in reversed(range(len(SCALES))):
             _, rows, cols, _ = maps[level].shape
             size = maps[level - 1].shape[1:3] if level else (2 * rows, 2 * cols)
@@ -42,7 +43,7 @@ class Reassemble(nnx.Module):
     def __init__(self, dim: int, neck_dim: int, fusion_dim: int, scale: float, *, rngs: nnx.Rngs):
         self.project = nnx.Linear(dim, neck_dim, rngs=rngs)
         if scale > 1:
-            self.resample = Enlarge(neck_dim, int(scale), rngs=rngs)
+            self.resample: Enlarge | nnx.Conv | None = Enlarge(neck_dim, int(scale), rngs=rngs)
         elif scale < 1:
             stride = int(1 / scale)
             self.resample = nnx.Conv(neck_dim, neck_dim, (3, 3), strides=stride, padding=1, rngs=rngs)
@@ -78,7 +79,7 @@ class Fuse(nnx.Module):
         self.project = nnx.Linear(dim, dim, rngs=rngs)
 
     def __call__(self, level: Float[Array, "b p q c"], below: Float[Array, "b p q c"] | None, size: tuple[int, int]):
-        merged = level if below is None else below + self.skip(level)
+        merged = level if below is None or self.skip is None else below + self.skip(level)
         # Interpolating is linear and the projection acts per pixel: the order of the two does not matter, and
         # projecting first costs a quarter.
         return resize(self.project(self.refine(merged)), *size, "linear_corners")

@@ -64,4 +64,4 @@ def merge(params: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) 
 
 def _block_kernels(params: nnx.State) -> dict[str, nnx.Param]:
     flat = nnx.to_flat_state(params["blocks"])
-    return {".".join(path[:-1]): param for path, param in flat if path[-1] == "kernel"}
+    return {".".join(map(str, path[:-1])): param for path, param in flat if path[-1] == "kernel"}

@@ -27,8 +27,8 @@ def rotary_table(num_references: int, num_frames: int, rows: int, columns: int, 
         position.reshape(-1, 1) / BASE ** (np.arange(0, width, 2, dtype=np.float64) / width)
         for position, width in zip((time, row, column), axis_widths(head_dim), strict=True)
     ]
-    angles = np.concatenate(angles, axis=-1)
-    return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+    table = np.concatenate(angles, axis=-1)
+    return np.stack([np.cos(table), np.sin(table)]).astype(np.float32)
 
 
 def rotate(x: Float[Array, "b l heads d"], table: Float[Array, "2 l half"]) -> Float[Array, "b l heads d"]:

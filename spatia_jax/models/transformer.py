@@ -4,6 +4,8 @@ Latent frames come as [references | history | new] (spec section 2.5). Every lat
 clean ones. References are told apart by their rotary positions alone and receive no hints.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,17 +94,21 @@ class VideoTransformer(nnx.Module):
         grid = (rows // height, columns // width)
         rotary = rotary_table(num_references, frames - num_references, *grid, config.head_dim)
 
-        if control is None:
+        if control is None or self.control is None:
             x, _ = scan(
                 lambda block, x, _: (block(x, context, modulation, rotary), None), self.blocks, x, remat=config.remat
             )
         else:
             after = slice(num_references, None)
-            clip_rotary = rotary[:, num_references * grid[0] * grid[1] :]
+            clip_rotary = jnp.asarray(rotary)[:, num_references * grid[0] * grid[1] :]
             hints = self.control(control, x[:, after], context, modulation[:, after], clip_rotary)
             hints = hints * jnp.reshape(jnp.asarray(control_scale, hints.dtype), (-1, 1, 1, 1))
             x = self._run_with_hints(x, context, modulation, rotary, hints, num_references)
-        return unpatchify(self.head(x, time), config.patch_size, rows, columns).astype(jnp.float32)
+        output = unpatchify(self.head(x, time), config.patch_size, rows, columns).astype(jnp.float32)
+        if control is None or not config.control_skip:
+            return output
+        skip = control[..., : config.out_dim] * jnp.reshape(jnp.asarray(control_scale, jnp.float32), (-1, 1, 1, 1, 1))
+        return output + jnp.pad(skip, ((0, 0), (num_references, 0), (0, 0), (0, 0), (0, 0)))
 
     def _run_with_hints(self, x, context, modulation, rotary, hints, num_references):
         """Scan the blocks; after each of `control_layers`, add its hint to the frames after the references."""
@@ -143,7 +149,7 @@ class VideoTransformer(nnx.Module):
             raise InputError(f"control has shape {control.shape}; expected [b, *{expected}] (no references)")
 
 
-def init_control_from_main(params: nnx.State, config: TransformerConfig) -> nnx.State:
+def init_control_from_main(params: Any, config: TransformerConfig) -> Any:
     """Start the control branch as VACE does: blocks copied from the main blocks they sit beside, silent at first.
 
     The patch embedding reads the projection's latents as the main branch reads its own and ignores the remaining

@@ -27,8 +27,10 @@ class TransformerConfig:
     """Sizes of the diffusion transformer; the defaults are Wan2.2-TI2V-5B with Spatia's control branch.
 
     `control_layers` are the main blocks after which a control block adds its hint; `control_in_dim` counts the channels
-    of the projection's latents plus those of its hole mask. `dtype` is that of matrix products and activations;
-    parameters are float32. `remat` recomputes each block in the backward pass instead of keeping its activations.
+    of the projection's latents plus those of its hole mask. `control_skip` adds the projection's latents to the output:
+    a network that predicts x0 then starts as the projection itself and learns what to change in it. `dtype` is that of
+    matrix products and activations; parameters are float32. `remat` recomputes each block in the backward pass instead
+    of keeping its activations.
     """
 
     dim: int = 3072
@@ -43,6 +45,7 @@ class TransformerConfig:
     eps: float = 1e-6
     control_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 28)
     control_in_dim: int = 96
+    control_skip: bool = False
     dtype: str = "float32"
     remat: bool = False
 
@@ -60,6 +63,11 @@ class TransformerConfig:
             raise InputError(
                 f"TransformerConfig.control_layers is {self.control_layers}; "
                 f"it must rise and stay within 0 .. {self.num_layers - 1}"
+            )
+        if self.control_skip and self.control_in_dim < self.out_dim:
+            raise InputError(
+                f"TransformerConfig.control_skip needs control_in_dim ({self.control_in_dim}) to be at least out_dim "
+                f"({self.out_dim})"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"TransformerConfig.dtype is {self.dtype!r}; it must be 'float32' or 'bfloat16'")

@@ -36,4 +36,4 @@ denoising_step = jax.jit(_denoising_step, static_argnames="model")
 def versions() -> dict[str, int]:
     """How many versions of each piece have been compiled: two a model, for opening and continuing clips."""
     pieces = {"before": before_denoising, "step": denoising_step, "after": after_denoising}
-    return {name: piece._cache_size() for name, piece in pieces.items()}
+    return {name: piece._cache_size() for name, piece in pieces.items()}  # type: ignore[attr-defined]

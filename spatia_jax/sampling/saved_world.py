@@ -29,7 +29,7 @@ def save_world(path: str | Path, world: World, config: Experiment) -> None:
         "points": int(world.point_map.num_points),
     }
     with atomic_directory(path) as folder:
-        np.savez(folder / "arrays.npz", **arrays)
+        np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
         (folder / "world.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 

@@ -48,9 +48,9 @@ def stencil(
     x, y = ndc[order, 0], ndc[order, 1]
     rank = jnp.arange(n, dtype=jnp.int32)
     steps = jnp.asarray(margin - offsets, jnp.int32)
-    center_x, center_y = pixel_centers(height, width)
-    center_x = jnp.asarray(center_x)
-    center_y = jnp.asarray(np.pad(center_y, (0, strips * rows - height)).reshape(strips, rows, 1))
+    columns_at, rows_at = pixel_centers(height, width)
+    center_x = jnp.asarray(columns_at)
+    center_y = jnp.asarray(np.pad(rows_at, (0, strips * rows - height)).reshape(strips, rows, 1))
     infinite = padded[0] * padded[1]
 
     def next_layer(layer):

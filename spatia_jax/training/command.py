@@ -8,7 +8,7 @@ from collections.abc import Sequence as Source
 from pathlib import Path
 from typing import Annotated, Literal
 
-import grain
+import jax
 import numpy as np
 import tyro
 
@@ -21,8 +21,9 @@ from spatia_jax.text import Tokenizer, train_tokenizer
 from spatia_jax.training.examples import KINDS, build_examples, example_batches
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.latents import normalize_latents
-from spatia_jax.training.loop import FitConfig, fit
+from spatia_jax.training.loop import fit
 from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective
+from spatia_jax.training.principal import principal_start
 from spatia_jax.training.sources import crop_batches, depth_batches
 from spatia_jax.weights.store import load_params, save_params
 
@@ -71,21 +72,23 @@ def train(args: TrainArgs) -> None:
 
 
 def _train_autoencoder(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
-    """First on short crops, which are cheap, then on ones as long as a clip.
+    """On crops as long as a clip.
 
     What lies further back than training ever looked is not understood: after 9-frame crops alone, the last of 25
     frames came back at 14 dB, the first at 23.
     """
-    training, objective = model.config.training, AutoencoderObjective(model)
-
-    def crops(frames: int, config: FitConfig) -> grain.MapDataset:
-        return crop_batches(source, frames=frames, crop=training.crop, batch_size=config.batch_size, seed=config.seed)
-
+    training, clip = model.config.training, model.config.clip
     config = training.autoencoder
-    short = fit(objective, config, crops(training.crop_frames, config), output / "autoencoder")
-    config, frames = training.autoencoder_long, model.config.clip.continuing_frames
-    state = fit(objective, config, crops(frames, config), output / "autoencoder_long", start=short.ema)
-    sample = np.stack([source[i]["frames"][: model.config.clip.opening_frames] for i in range(min(64, len(source)))])
+    sample = np.stack([source[i]["frames"][: clip.opening_frames] for i in range(min(64, len(source)))])
+    start, principal = None, training.autoencoder_start == "principal"
+    if principal:
+        start = principal_start(model, model.init("autoencoder", jax.random.key(config.seed)), sample)
+    batches = crop_batches(
+        source, frames=clip.continuing_frames, crop=training.crop, batch_size=config.batch_size, seed=config.seed
+    )
+    state = fit(
+        AutoencoderObjective(model, freeze_encoder=principal), config, batches, output / "autoencoder", start=start
+    )
     return {"autoencoder": normalize_latents(model, state.ema, sample)}
 
 

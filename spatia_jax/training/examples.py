@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Source
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -30,7 +31,7 @@ KINDS = ("opening", "continuing")
 def as_sequence(record: dict) -> Sequence:
     """A record of the procedural data set as a pytree."""
     cameras = Cameras(jnp.asarray(record["cam_from_world"]), jnp.asarray(record["intrinsics"]))
-    return Sequence(record["frames"], np.asarray(record["depth"], np.float32), record["moving"], cameras)
+    return Sequence(record["frames"], record["depth"].astype(np.float32), record["moving"], cameras)
 
 
 def make_encoder(model: Model, kind: str) -> Callable:
@@ -98,7 +99,8 @@ def build_examples(
             ids, mask = tokenizer.encode([record["caption"]], model.config.clip.text_length)
             rows.append(jax.tree.map(np.asarray, row) | {"ids": ids[0], "mask": mask[0]})
         with atomic_write(path) as temporary:
-            np.savez(temporary, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+            stacked: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            np.savez(temporary, **stacked)
         say(f"{kind}: {min(first + shard_size, len(source))}/{len(source)} examples")
 
 

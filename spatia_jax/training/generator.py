@@ -48,7 +48,7 @@ class GeneratorObjective:
         context = self.model.embed_text(params, ids, mask)
 
         opening = "references" not in batch
-        num_history = 1 if opening else 1 + (config.clip.history_frames - 1) // 4
+        num_history = 1 if opening else 1 + (config.clip.history_frames - 1) // config.autoencoder.time_factor
         num_references = 0 if opening else batch["references"].shape[1]
         if not opening:
             references = batch["references"].astype(jnp.float32)

@@ -25,8 +25,9 @@ class AutoencoderObjective:
     """
 
     model: Model
-    noise: float = 0.1
+    noise: float = 0.03
     penalty: float = 1e-4
+    freeze_encoder: bool = False  # a principal start's latents stay principal components; the decoder learns
 
     def init(self, key: Array) -> Params:
         return self.model.init("autoencoder", key)
@@ -34,6 +35,8 @@ class AutoencoderObjective:
     def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
         """`batch["frames"]`: [b, t, h, w, 3] uint8."""
         video = to_signed(batch["frames"])
+        if self.freeze_encoder:
+            params = params | {name: jax.lax.stop_gradient(params[name]) for name in ("encoder", "to_moments")}
         latents, _ = self.model.encode_moments({"autoencoder": params}, video)
         noisy = latents + self.noise * jax.random.normal(key, latents.shape, latents.dtype)
         error = self.model.reconstruct({"autoencoder": params}, noisy) - video

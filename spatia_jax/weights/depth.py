@@ -111,7 +111,7 @@ def _read(config: DepthConfig, path: tuple, shape: tuple, tensors: dict, used: s
     return _from_torch(get(key), layout, config)
 
 
-def _official(path: tuple[str, ...]) -> tuple[str, str]:
+def _official(path: tuple) -> tuple[str, str]:
     """(official key, layout) of one of our parameters; stacked ones have `{layer}` in the key."""
     *modules, leaf = path
     if leaf in ("scale1", "scale2"):

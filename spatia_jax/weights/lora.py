@@ -23,7 +23,7 @@ def lora_from_official(config: TransformerConfig, tensors: dict[str, Any]) -> Lo
         InputError: no key is of a LoRA, a layer is unknown, or one does not cover all blocks.
     """
     ours = {official: path for path, official in BLOCK_LINEARS.items()}
-    found = defaultdict(dict)
+    found: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
     for name, tensor in tensors.items():
         if match := _KEY.fullmatch(name):
             index, layer, factor = match.groups()

@@ -13,11 +13,11 @@ from flax import nnx
 from spatia_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from spatia_jax.weights.transformer import check_tensors
 
-_TOP = {
+_TOP: dict[tuple, str] = {
     ("embedding", "embedding"): "token_embedding.weight",
     ("norm", "scale"): "norm.weight",
 }
-_BLOCK = {
+_BLOCK: dict[tuple, str] = {
     ("norm1", "scale"): "norm1.weight",
     ("attention", "q", "kernel"): "attn.q.weight",
     ("attention", "k", "kernel"): "attn.k.weight",
@@ -64,7 +64,7 @@ def abstract_params(config: TextEncoderConfig) -> nnx.State:
     return nnx.split(nnx.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0))))[1]
 
 
-def _keys(path: tuple[str, ...], config: TextEncoderConfig) -> list[str]:
+def _keys(path: tuple, config: TextEncoderConfig) -> list[str]:
     """Official names of one of our parameters: one, or one a layer."""
     if path[0] != "blocks":
         return [_TOP[path]]

@@ -123,7 +123,7 @@ def from_official(config: TransformerConfig, dit: Tensors, control: Tensors | No
     expected_dit, expected_control = abstract_official(config)
     check_tensors("transformer", dit, expected_dit)
     values = {entry.path: entry.load([dit[name] for name in entry.names()]) for entry in dit_entries(config)}
-    abstract = {".".join(path): param for path, param in nnx.to_flat_state(abstract_params(config))}
+    abstract = {".".join(map(str, path)): param for path, param in nnx.to_flat_state(abstract_params(config))}
     if control is not None:
         check_tensors("control branch", control, expected_control)
     for entry in control_entries(config):
@@ -138,7 +138,7 @@ def from_official(config: TransformerConfig, dit: Tensors, control: Tensors | No
 
 def to_official(config: TransformerConfig, params: nnx.State) -> tuple[Tensors, Tensors]:
     """Official tensors (dit, control) of our parameters; the control part is empty without control layers."""
-    values = {".".join(path): param[...] for path, param in nnx.to_flat_state(params)}
+    values = {".".join(map(str, path)): param[...] for path, param in nnx.to_flat_state(params)}
 
     def unload(entries):
         pairs = (zip(e.names(), e.unload(values[e.path], config.patch_size), strict=True) for e in entries)

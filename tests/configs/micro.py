@@ -41,6 +41,6 @@ def experiment() -> Experiment:
         guidance=1.5,
         procedural=ProceduralConfig(scenes=4, frames=13, height=32, width=64),
         training=TrainingConfig(
-            autoencoder=fit, autoencoder_long=fit, depth=fit, stage1=fit, stage2=fit, crop=32, crop_frames=5,
+            autoencoder=fit, depth=fit, stage1=fit, stage2=fit, crop=32,
         ),
     )  # fmt: skip

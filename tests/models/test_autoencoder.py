@@ -21,16 +21,20 @@ CONFIG = AutoencoderConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def autoencoder():
+TIME_ONLY = dataclasses.replace(CONFIG, dim_mult=(1, 2, 2), spatial_downsample=(False, True), patch_size=8)
+
+
+@pytest.fixture(scope="module", params=[CONFIG, TIME_ONLY], ids=["halving-both", "time-only-stage"])
+def autoencoder(request):
+    config = request.param
     rng = np.random.default_rng(0)
 
     def draw(leaf):
         fan_in = np.prod(leaf.shape[:-1]) or 1
         return jnp.asarray(rng.normal(0, fan_in**-0.5, leaf.shape), jnp.float32)
 
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Autoencoder(CONFIG, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, jax.tree.map(draw, abstract_params(CONFIG)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, jax.tree.map(draw, abstract_params(config)))
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +152,10 @@ def test_patch_channels_are_colour_column_row():
 
 
 def test_weights_round_trip(autoencoder):
-    params = nnx.state(autoencoder)
-    tensors = to_official(CONFIG, params)
-    assert {name: tensor.shape for name, tensor in tensors.items()} == official_shapes(CONFIG)
-    jax.tree.map(np.testing.assert_array_equal, from_official(CONFIG, tensors), params)
+    config, params = autoencoder.config, nnx.state(autoencoder)
+    tensors = to_official(config, params)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == official_shapes(config)
+    jax.tree.map(np.testing.assert_array_equal, from_official(config, tensors), params)
 
 
 def test_wrong_weights_are_named():

@@ -76,6 +76,15 @@ def test_control_scale_zero_equals_no_control(model, inputs):
     assert np.abs(run(model, inputs) - without).max() > 1e-2
 
 
+def test_control_skip_adds_the_projection_to_the_output(model, inputs):
+    skipping = structure(replace(CONFIG, control_skip=True)), model[1]
+    base, added = run(model, inputs, control_scale=0.5), run(skipping, inputs, control_scale=0.5)
+    np.testing.assert_array_equal(base[:, :K], added[:, :K])
+    expected = 0.5 * inputs["control"][..., : CONFIG.out_dim]
+    np.testing.assert_allclose(added[:, K:] - base[:, K:], expected, atol=1e-5)
+    np.testing.assert_array_equal(run(skipping, inputs, control=None), run(model, inputs, control=None))
+
+
 def test_samples_of_a_batch_do_not_mix(model, inputs):
     arrays = {name: x[1:] for name, x in inputs.items() if name != "num_references"}
     np.testing.assert_allclose(run(model, inputs, **arrays)[0], run(model, inputs)[1], atol=2e-5)
@@ -251,7 +260,7 @@ def test_misfitting_shapes_are_refused(model, inputs, changes, message):
 
 @pytest.mark.parametrize(
     "changes", [{"num_heads": 5}, {"control_layers": (2, 1)}, {"control_layers": (4,)}, {"dtype": "float16"},
-                {"freq_dim": 7}, {"patch_size": (2, 2, 2)}]
+                {"freq_dim": 7}, {"patch_size": (2, 2, 2)}, {"control_skip": True, "control_in_dim": 4}]
 )  # fmt: skip
 def test_impossible_configurations_are_refused(changes):
     with pytest.raises(InputError, match=next(iter(changes))):

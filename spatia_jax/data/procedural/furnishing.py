@@ -129,7 +129,7 @@ def add_panels(draft: Draft, size, height) -> None:
         ("window", rng.uniform(0.5, 1.0), rng.uniform(0.45, 0.65)) for _ in range(rng.integers(1, 3))
     ]
     chosen += [("picture", rng.uniform(0.3, 0.65), rng.uniform(0.25, 0.45)) for _ in range(rng.integers(1, 4))]
-    taken = []
+    taken: list[tuple] = []
     for name, half_width, half_height in chosen:
         for _ in range(8):
             side, along = int(rng.integers(4)), rng.uniform(-0.8, 0.8)

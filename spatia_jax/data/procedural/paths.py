@@ -7,6 +7,8 @@ is too narrow for the motion, the motion shrinks. Host code (NumPy), like the sa
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -117,7 +119,8 @@ def sample_path(seed: int, scene: Scene, num_frames: int, kind: str) -> Cameras:
         seconds = 1.25 * half_way / FRAMES_PER_SECOND * (1 - np.cos(np.pi * ticks / half_way)) / 2
     places = _free_places(rng, scene)
     motion = str(rng.choice(["wander", "wander", "orbit"])) if kind == "there_and_back" else kind
-    best, found = (-np.inf, None), 0
+    best: tuple[float, Any] = (-np.inf, None)
+    found = 0
     for attempt in range(_CANDIDATES):
         position, yaw = _candidate(rng, motion, seconds, places, 1.0 - attempt / _CANDIDATES)
         if clearance(scene, position).min() > MIN_CLEARANCE:

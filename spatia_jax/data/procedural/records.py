@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +79,7 @@ class ProceduralSource(Sequence):
     def __len__(self) -> int:
         return self.config.scenes
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return make_record(self.config, int(index))

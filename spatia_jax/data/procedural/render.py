@@ -253,7 +253,7 @@ def _shade(scene: Scene, frame: _Frame, origin: _Vector, direction: _Vector, dep
     lambert = jnp.maximum(surface.normal.dot(toward), 0.0) * jnp.exp(-matter / SHADOW_SOFTNESS)
     lambert = lambert / (1.0 + (distance / scene.reach) ** 2)
     local, half = frame.into(0, point), frame.extent(0)
-    open_air = 1.0
+    open_air = jnp.ones_like(contact)
     for position, extent, normal in zip(local, half, surface.normal, strict=True):
         corner = jnp.exp((jnp.abs(position) - extent) / (2 * CONTACT_REACH))
         open_air = open_air * (1.0 - 0.35 * corner * (1.0 - jnp.abs(normal)))

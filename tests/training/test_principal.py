@@ -1,0 +1,83 @@
+"""The principal start: what it reconstructs is what principal components of the same blocks do."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from spatia_jax.config import load_experiment
+from spatia_jax.data.procedural import ProceduralSource
+from spatia_jax.errors import InputError
+from spatia_jax.evaluation.metrics import psnr
+from spatia_jax.model import Model
+from spatia_jax.models.autoencoder import AutoencoderConfig, patchify
+from spatia_jax.pixels import to_bytes, to_signed
+from spatia_jax.training.objectives import AutoencoderObjective
+from spatia_jax.training.principal import principal_start
+
+MICRO = load_experiment(Path(__file__).resolve().parent.parent / "configs" / "micro.py")
+LATENT = 16
+AUTOENCODER = AutoencoderConfig(
+    dim=24, dec_dim=24, z_dim=LATENT, dim_mult=(1, 1), num_res_blocks=0, temporal_downsample=(True,),
+    spatial_downsample=(False,), patch_size=8, latent_mean=(0.0,) * LATENT, latent_std=(1.0,) * LATENT,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    transformer = dataclasses.replace(MICRO.transformer, in_dim=LATENT, out_dim=LATENT, control_in_dim=2 * LATENT)
+    return Model(dataclasses.replace(MICRO, autoencoder=AUTOENCODER, transformer=transformer))
+
+
+@pytest.fixture(scope="module")
+def videos(model):
+    source = ProceduralSource(dataclasses.replace(model.config.procedural, scenes=12))
+    return np.stack([source[i]["frames"][:13] for i in range(12)])
+
+
+@pytest.fixture(scope="module")
+def started(model, videos):
+    return principal_start(model, model.init("autoencoder", jax.random.key(0)), videos)
+
+
+def reconstruct(model, params, videos):
+    params = {"autoencoder": params}
+    return np.asarray(jax.jit(lambda v: to_bytes(model.decode(params, model.encode(params, to_signed(v)))))(videos))
+
+
+def principal_components(videos):
+    """PSNR of the frames after the first from LATENT components of 2 x 8 x 8 blocks."""
+    patches = np.asarray(patchify(to_signed(videos[:, 1:]), 8), np.float64)
+    n, t, h, w, c = patches.shape
+    blocks = patches.reshape(n, t // 2, 2, h, w, c).transpose(0, 1, 3, 4, 2, 5).reshape(-1, 2 * c)
+    blocks -= blocks.mean(0)
+    power = np.linalg.eigvalsh(blocks.T @ blocks / len(blocks))[::-1]
+    return 10 * np.log10(4 / (power[LATENT:].sum() / (2 * c)))
+
+
+def test_reconstructs_like_principal_components(model, started, videos):
+    bound = principal_components(videos)
+    reached = psnr(reconstruct(model, started, videos)[:, 1:], videos[:, 1:])
+    fresh = psnr(reconstruct(model, model.init("autoencoder", jax.random.key(0)), videos)[:, 1:], videos[:, 1:])
+    assert reached > bound - 1.0
+    assert reached > fresh + 8.0
+
+
+def test_first_frame_is_no_worse_than_the_rest(model, started, videos):
+    made = reconstruct(model, started, videos)
+    assert psnr(made[:, :1], videos[:, :1]) > psnr(made[:, 1:], videos[:, 1:]) - 0.5
+
+
+def test_a_frozen_encoder_gets_no_gradient(model, started, videos):
+    objective = AutoencoderObjective(model, freeze_encoder=True)
+    gradient = jax.grad(lambda p: objective.loss(p, {"frames": videos[:2]}, jax.random.key(0))[0])(started)
+    size = {name: sum(float(abs(leaf).max()) for leaf in jax.tree.leaves(part)) for name, part in gradient.items()}
+    assert size["encoder"] == size["to_moments"] == 0
+    assert size["decoder"] > 0
+
+
+def test_other_architectures_are_refused():
+    with pytest.raises(InputError, match="halves time only"):
+        principal_start(Model(MICRO), {}, np.zeros((1, 5, 32, 64, 3), np.uint8))
