@@ -33,4 +33,4 @@ def load_weights(model: Model, folder: Path) -> tuple[Params, Tokenizer]:
     """Parameters of all networks, and the tokenizer that goes with them."""
     abstract = model.abstract_params()
     params = {name: load_params(folder / f"{name}.safetensors", abstract[name]) for name in NETWORKS}
-    return params, Tokenizer.load(folder / "tokenizer.json")
+    return params, Tokenizer.load(folder)

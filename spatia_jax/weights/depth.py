@@ -17,7 +17,7 @@ from spatia_jax.models.depth_head import SCALES
 _EMBEDDINGS = "backbone.embeddings"
 _POSITIONS = f"{_EMBEDDINGS}.position_embeddings"
 _NORM = "backbone.layernorm"
-_UNREAD = (f"{_EMBEDDINGS}.mask_token", "neck.fusion_stage.layers.0.residual_layer1.")
+UNREAD = (f"{_EMBEDDINGS}.mask_token", "neck.fusion_stage.layers.0.residual_layer1.")
 
 _BLOCK = {
     "norm1": "norm1",
@@ -56,7 +56,7 @@ def from_official(config: DepthConfig, tensors: dict[str, np.ndarray]) -> nnx.St
                 f"depth weights: {'.'.join(map(str, path))} has shape {value.shape}, the config asks for {leaf.shape}"
             )
         loaded.append((path, leaf.replace(np.ascontiguousarray(value, np.float32))))
-    unknown = [key for key in tensors if key not in used and not key.startswith(_UNREAD)]
+    unknown = [key for key in tensors if key not in used and not key.startswith(UNREAD)]
     if unknown:
         raise InputError(
             f"depth weights: {len(unknown)} tensors are not part of this config, the first is {unknown[0]}"
