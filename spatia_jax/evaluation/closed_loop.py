@@ -1,13 +1,16 @@
 """The closed loop with ground truth: go out, come back, and compare every frame with what is really there.
 
 The paper (Tables 3 and 4) compares only the last frame with the first, since no data set shows what a generated view
-should have been. The procedural world does: it is rendered along the same path. Three ways are compared:
+should have been. The procedural world does: it is rendered along the same path. Four ways are compared:
 
     with_memory     the model as it is
     without_memory  the same weights, projection and references withheld (first row of the paper's Table 4)
-    projection      no network: the map splatted into the cameras, holes filled with the mean colour of what is known
+    projection      the map of with_memory as each clip is shown it, holes filled with the mean colour of what is known
+    photo           no network at all: the points of the given photo alone, filled likewise
 
-Holes are the pixels in which the map of the first way had no point; all three are scored on the same pixels.
+Holes are the pixels in which the map had no point when their clip was made; unseen pixels are those in which the points
+of the photo alone have none, so they include what was generated before and is seen again. All ways are scored on the
+same pixels.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spatia_jax import splat
 from spatia_jax.cameras import Cameras
 from spatia_jax.config import Experiment
 from spatia_jax.data.procedural import HELD_OUT, caption, render, sample_path, sample_scene
@@ -28,11 +32,12 @@ from spatia_jax.model import Model, Params
 from spatia_jax.sampling import compiled
 from spatia_jax.sampling.driver import Driver, NoProgress
 from spatia_jax.sampling.inputs import split_masks, split_path
-from spatia_jax.state import Clip, ClipRequest
+from spatia_jax.splat import Projection
+from spatia_jax.state import Clip, ClipRequest, World
 from spatia_jax.text import NEGATIVE_PROMPT, Tokenizer
 from spatia_jax.world import new_world
 
-WAYS = ("with_memory", "without_memory", "projection")
+WAYS = ("with_memory", "without_memory", "projection", "photo")
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,26 @@ class Walker:
     params: Params
     tokenizer: Tokenizer
 
-    def walk(self, truth: Truth, seed: int, *, given_depth: bool) -> list[Clip]:
-        """The clips along the path, from the first frame alone (and its true depth, if given)."""
-        clip = self.model.config.clip
+    def start(self, truth: Truth, seed: int, *, given_depth: bool) -> World:
+        """A world that knows the first frame alone (and its true depth, if given)."""
         world, first = new_world(self.model, jax.random.key(seed)), truth.cameras[0]
         depth = truth.depth
         if not given_depth:
             depth = compiled.estimate_view_depth(self.model, self.params, world, truth.frames[0], first)
-        still = np.zeros(truth.frames.shape[:3], bool)
-        world = compiled.observe(self.model, world, truth.frames[0], depth, first, still[0])
+        still = np.zeros(truth.frames.shape[1:3], bool)
+        return compiled.observe(self.model, world, truth.frames[0], depth, first, still)
+
+    def photo(self, truth: Truth, world: World) -> Projection:
+        """What the points of a started world show along the path."""
+        config, points = self.model.config, world.point_map
+        return splat.render(
+            points.positions, points.colors, points.valid, truth.cameras,
+            height=config.clip.height, width=config.clip.width, config=config.splat,
+        )  # fmt: skip
+
+    def walk(self, truth: Truth, world: World) -> list[Clip]:
+        """The clips along the path."""
+        clip, still = self.model.config.clip, np.zeros(truth.frames.shape[:3], bool)
         ids, mask = self.tokenizer.encode([truth.prompt, NEGATIVE_PROMPT], clip.text_length)
         context, negative = compiled.embed_text(self.model, self.params, ids, mask)
         requests = [
@@ -98,23 +114,24 @@ def without_memory(config: Experiment) -> Experiment:
     return dataclasses.replace(config, memory=dataclasses.replace(config.memory, use_map=False, use_references=False))
 
 
-def filled_projection(clips: list[Clip]) -> tuple[np.ndarray, np.ndarray]:
+def filled_projection(projections: list[Projection]) -> tuple[np.ndarray, np.ndarray]:
     """Projections [t, h, w, 3] uint8, each laid over the mean colour of its known pixels, and the holes [t, h, w]."""
-    color = np.concatenate([clip.projection.color for clip in clips])
-    coverage = np.concatenate([clip.projection.coverage for clip in clips])[..., None]
+    color = np.concatenate([projection.color for projection in projections])
+    coverage = np.concatenate([projection.coverage for projection in projections])[..., None]
     mean = color.sum((1, 2), keepdims=True) / np.maximum(coverage.sum((1, 2), keepdims=True), 1e-6)
     filled = np.clip(color + (1 - coverage) * mean, 0, 1)
-    holes = np.concatenate([clip.projection.depth for clip in clips]) <= 0
+    holes = np.concatenate([projection.depth for projection in projections]) <= 0
     return np.round(filled * 255).astype(np.uint8), holes
 
 
-def score(frames: np.ndarray, truth: np.ndarray, holes: np.ndarray) -> dict[str, float]:
-    """PSNR of the returning frame, of all generated frames (the given first one is left out), and in holes alone."""
+def score(frames: np.ndarray, truth: np.ndarray, holes: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
+    """PSNR of the returning frame, of all generated frames (the given first one is left out), and in parts of them."""
     return {
         "psnr_return": psnr(frames[-1], truth[-1]),
         "ssim_return": ssim(frames[-1], truth[-1]),
         "psnr_all": psnr(frames[1:], truth[1:]),
         "psnr_holes": psnr(frames[1:], truth[1:], holes[1:]),
+        "psnr_unseen": psnr(frames[1:], truth[1:], unseen[1:]),
     }
 
 
@@ -137,10 +154,13 @@ def evaluate(
     rows: list[dict] = []
     for index in range(scenes):
         truth = true_sequence(config, index, clips)
-        made = {name: walker.walk(truth, seed, given_depth=given_depth) for name, walker in walkers.items()}
-        filled, holes = filled_projection(made["with_memory"])
-        videos = {name: np.concatenate([clip.frames for clip in made[name]]) for name in made} | {"projection": filled}
-        scores = {way: score(videos[way], truth.frames, holes) for way in WAYS}
+        worlds = {name: walker.start(truth, seed, given_depth=given_depth) for name, walker in walkers.items()}
+        made = {name: walker.walk(truth, worlds[name]) for name, walker in walkers.items()}
+        videos = {name: np.concatenate([clip.frames for clip in made[name]]) for name in made}
+        videos["projection"], holes = filled_projection([clip.projection for clip in made["with_memory"]])
+        photo = walkers["with_memory"].photo(truth, worlds["with_memory"])
+        videos["photo"], unseen = filled_projection([jax.tree.map(np.asarray, photo)])
+        scores = {way: score(videos[way], truth.frames, holes, unseen) for way in WAYS}
         rows.append({"scene": index, "prompt": truth.prompt, "holes": float(holes[1:].mean()), **scores})
         shown = "  ".join(f"{way} {scores[way]['psnr_return']:.2f}/{scores[way]['psnr_all']:.2f}" for way in WAYS)
         say(f"scene {index}: return/all dB  {shown}")
@@ -150,7 +170,7 @@ def evaluate(
 
 def table(result: dict) -> str:
     """The means as text."""
-    columns = ("psnr_return", "ssim_return", "psnr_all", "psnr_holes")
+    columns = ("psnr_return", "ssim_return", "psnr_all", "psnr_holes", "psnr_unseen")
     lines = [f"{'':16}" + "".join(f"{name:>13}" for name in columns)]
     lines += [f"{way:16}" + "".join(f"{result[way][name]:13.3f}" for name in columns) for way in WAYS]
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """The closed-loop evaluation: its scores on pictures whose answer is known, and a run of the micro experiment."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -38,8 +37,7 @@ def test_holes_are_filled_with_the_mean_of_what_is_known():
     color = np.zeros((1, 2, 2, 3), np.float32)
     color[0, 0] = 0.2, 0.4, 0.6
     coverage = np.array([[[1.0, 1.0], [0.0, 0.0]]], np.float32)
-    clip = SimpleNamespace(projection=Projection(color, coverage, coverage * 3))
-    filled, holes = filled_projection([clip])
+    filled, holes = filled_projection([Projection(color, coverage, coverage * 3)])
     assert (filled == np.array([51, 102, 153])).all()
     assert (holes == (coverage == 0)).all()
 
@@ -48,7 +46,8 @@ def test_the_given_first_frame_is_not_scored():
     truth = np.zeros((3, 8, 16, 3), np.uint8)
     frames = truth.copy()
     frames[0] = 255
-    assert score(frames, truth, np.ones((3, 8, 16), bool))["psnr_all"] > 100
+    everywhere = np.ones((3, 8, 16), bool)
+    assert score(frames, truth, everywhere, everywhere)["psnr_all"] > 100
 
 
 def test_the_path_returns_and_is_held_out():
