@@ -88,7 +88,7 @@ def experiment() -> Experiment:
                 batch_size=4,
                 seed=1,
                 optimizer=OptimizerConfig(
-                    learning_rate=1e-4, weight_decay=0.0, ema_decay=0.98, warmup_steps=100, clip_norm=0.1
+                    learning_rate=2e-5, weight_decay=0.0, ema_decay=0.98, warmup_steps=100, clip_norm=0.1
                 ),
             ),
             autoencoder_start="principal",
