@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from spatia_jax.config import load_experiment
-from spatia_jax.errors import InputError
+from spatia_jax.errors import exit_status
 from spatia_jax.evaluation.closed_loop import evaluate, table
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.model import Model
@@ -54,15 +54,10 @@ def closed_loop(args: ClosedLoopArgs) -> None:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> int:
-    """Returns the exit status."""
-    try:
-        closed_loop(tyro.extras.subcommand_cli_from_dict({"closed-loop": ClosedLoopArgs}, prog="spatia_jax.evaluation"))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main() -> None:
+    """Reads the command line and does what it says."""
+    closed_loop(tyro.extras.subcommand_cli_from_dict({"closed-loop": ClosedLoopArgs}, prog="spatia_jax.evaluation"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

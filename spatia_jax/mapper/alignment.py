@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from spatia_jax.pyramid import pull_push
+
 _MIN_SIGMA = 0.02  # relative depth error that no depth prior beats; keeps the robust weights finite
 _MAX_RATIO = 20.0  # a fit beyond this is no alignment but a broken prior
 _FIELD_SMOOTHNESS = 0.01  # weight of the coarser level in the correction field, in shares of a covered pixel
@@ -69,7 +71,7 @@ def correction_field(
 ) -> Float[Array, "h w"]:
     """Spreads a residual from valid pixels over the whole image, smoothly, but not across depth edges.
 
-    Push-pull over an image pyramid, done apart in `num_bins` overlapping layers of depth and blended by each pixel's
+    Pull-push over an image pyramid, done apart in `num_bins` overlapping layers of depth and blended by each pixel's
     own depth. Far from all valid pixels of its layer, the field fades to zero.
 
     Args:
@@ -80,7 +82,7 @@ def correction_field(
     position = (log_depth - low) / jnp.maximum(high - low, 1e-3) * (num_bins - 1)
     layers = jnp.maximum(1 - jnp.abs(position - jnp.arange(num_bins)[:, None, None]), 0)  # hats that sum to one
     weights = layers * valid
-    fields = _push_pull(weights * jnp.where(valid, residual, 0.0), weights)
+    fields = pull_push(weights * jnp.where(valid, residual, 0.0), weights, _FIELD_SMOOTHNESS)
     return jnp.sum(layers * fields, axis=0)
 
 
@@ -117,29 +119,3 @@ def _solve(a, b, weight, prior: Fit, strength: float) -> Fit:
     scale = (bb * right_a - ab * right_b) / determinant
     shift = (aa * right_b - ab * right_a) / determinant
     return Fit(jnp.clip(scale, 1 / _MAX_RATIO, _MAX_RATIO), shift)
-
-
-def _push_pull(weighted: Float[Array, "k h w"], weights: Float[Array, "k h w"]) -> Float[Array, "k h w"]:
-    """Weighted means at ever coarser levels (push), then back, each level filled from the one above it (pull)."""
-    _, height, width = weights.shape
-    depth = max(0, min(height, width).bit_length() - 2)
-    padding = ((0, 0), (0, -height % 2**depth), (0, -width % 2**depth))
-    levels = [(jnp.pad(weighted, padding), jnp.pad(weights, padding))]
-    for _ in range(depth):
-        total, weight = levels[-1]
-        levels.append((_halve(total), _halve(weight)))
-    field = jnp.zeros_like(levels[-1][0])
-    for total, weight in reversed(levels):
-        coarser = jax.image.resize(field, total.shape, "linear")
-        field = (total + _FIELD_SMOOTHNESS * coarser) / (weight + _FIELD_SMOOTHNESS)
-    return field[:, :height, :width]
-
-
-def _halve(images: Float[Array, "k h w"]) -> Float[Array, "k y x"]:
-    """Half the size, with the taps 1 3 3 1: cells overlap, so that a value reaches its neighbour at every level."""
-    for axis in (1, 2):
-        x = jnp.moveaxis(images, axis, 0)
-        x = jnp.pad(x, ((1, 1), (0, 0), (0, 0)))
-        x = (x[:-3:2] + 3 * x[1:-2:2] + 3 * x[2:-1:2] + x[3::2]) / 8
-        images = jnp.moveaxis(x, 0, axis)
-    return images

@@ -199,11 +199,18 @@ class Encoder(nnx.Module):
         self.conv_out = CausalConv(width, 2 * config.z_dim, rngs=rngs)
 
     def __call__(self, patches: Array, stream: Stream) -> Array:
+        return self.conv_out(self.activate(self.trunk(patches, stream)), stream)
+
+    def trunk(self, patches: Array, stream: Stream) -> Array:
+        """All before the last norm."""
         frames = self.conv_in(patches, stream)
         for stage in self.stages:
             frames = stage(frames, stream)
-        frames = self.middle(frames, stream)
-        return self.conv_out(jax.nn.silu(self.norm_out(frames)), stream)
+        return self.middle(frames, stream)
+
+    def activate(self, frames: Array) -> Array:
+        """The last norm and its nonlinearity: what the last convolution sees."""
+        return jax.nn.silu(self.norm_out(frames))
 
 
 class Decoder(nnx.Module):
@@ -219,10 +226,18 @@ class Decoder(nnx.Module):
         self.conv_out = CausalConv(width, 3 * config.patch_size**2, rngs=rngs)
 
     def __call__(self, features: Array, stream: Stream) -> Array:
+        return self.conv_out(self.activate(self.trunk(features, stream)), stream)
+
+    def trunk(self, features: Array, stream: Stream) -> Array:
+        """All before the last norm."""
         frames = self.middle(self.conv_in(features, stream), stream)
         for stage in self.stages:
             frames = stage(frames, stream)
-        return self.conv_out(jax.nn.silu(self.norm_out(frames)), stream)
+        return frames
+
+    def activate(self, frames: Array) -> Array:
+        """The last norm and its nonlinearity: what the last convolution sees."""
+        return jax.nn.silu(self.norm_out(frames))
 
 
 class Autoencoder(nnx.Module):

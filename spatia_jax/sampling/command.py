@@ -17,7 +17,7 @@ import tyro
 
 from spatia_jax.cameras import Cameras, check_path, parse_path
 from spatia_jax.config import Experiment, load_experiment
-from spatia_jax.errors import InputError
+from spatia_jax.errors import InputError, exit_status
 from spatia_jax.io.atomic import atomic_write, recover_directory
 from spatia_jax.io.manifest import sha256, write_manifest
 from spatia_jax.io.progress import RolloutProgress
@@ -88,17 +88,18 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; bad input is one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if not argv or argv[0].startswith("-"):
-            raise InputError('the first argument is a config file, e.g. sample.py configs/tiny.py --path "orbit 30"')
-        default = SampleArgs(experiment=load_experiment(argv[0]))
-        run(tyro.cli(SampleArgs, default=default, args=argv[1:], prog=f"sample.py {argv[0]}"))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_status(lambda: run(parse_args(argv)))
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on from the last whole clip", file=sys.stderr)
         return 130
-    return 0
+
+
+def parse_args(argv: list[str]) -> SampleArgs:
+    """A config file, then options; InputError without the file."""
+    if not argv or argv[0].startswith("-"):
+        raise InputError('the first argument is a config file, e.g. sample.py configs/tiny.py --path "orbit 30"')
+    default = SampleArgs(experiment=load_experiment(argv[0]))
+    return tyro.cli(SampleArgs, default=default, args=argv[1:], prog=f"sample.py {argv[0]}")
 
 
 def run(args: SampleArgs) -> None:

@@ -14,16 +14,16 @@ import tyro
 
 from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.data import open_sequences
-from spatia_jax.errors import InputError
+from spatia_jax.errors import InputError, exit_status
 from spatia_jax.model import Model, Params
 from spatia_jax.parallel import use_all_cores
 from spatia_jax.text import Tokenizer, train_tokenizer
+from spatia_jax.training import principal
 from spatia_jax.training.examples import KINDS, build_examples, example_batches
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.latents import normalize_latents
 from spatia_jax.training.loop import fit
 from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective
-from spatia_jax.training.principal import principal_start
 from spatia_jax.training.sources import crop_batches, depth_batches
 from spatia_jax.weights.store import load_params, save_params
 
@@ -50,20 +50,22 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; bad input is one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
     use_all_cores()
-    try:
-        if not argv or argv[0].startswith("-"):
-            raise InputError("the first argument is a config file, e.g. python train.py configs/tiny.py --part depth")
-        default = TrainArgs(experiment=load_experiment(argv[0]))
-        train(tyro.cli(TrainArgs, default=default, args=argv[1:], prog=f"train.py {argv[0]}"))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: train(parse_args(argv)))
+
+
+def parse_args(argv: list[str]) -> TrainArgs:
+    """A config file, then options; InputError without the file."""
+    if not argv or argv[0].startswith("-"):
+        raise InputError("the first argument is a config file, e.g. python train.py configs/tiny.py --part depth")
+    default = TrainArgs(experiment=load_experiment(argv[0]))
+    return tyro.cli(TrainArgs, default=default, args=argv[1:], prog=f"train.py {argv[0]}")
 
 
 def train(args: TrainArgs) -> None:
     """Trains the asked part and writes its parameters (the moving average) to `output/weights`."""
     model, weights = Model(args.experiment), args.output / "weights"
+    if args.part == "autoencoder" and args.experiment.training.autoencoder_start == "principal":
+        principal.check(args.experiment.autoencoder)
     source = open_sequences(args.experiment.procedural, args.data or args.output / "data")
     params = _TRAINERS[args.part](model, source, args.output, weights)
     for name, value in params.items():
@@ -80,14 +82,14 @@ def _train_autoencoder(model: Model, source: Source[dict], output: Path, weights
     training, clip = model.config.training, model.config.clip
     config = training.autoencoder
     sample = np.stack([source[i]["frames"][: clip.opening_frames] for i in range(min(64, len(source)))])
-    start, principal = None, training.autoencoder_start == "principal"
-    if principal:
-        start = principal_start(model, model.init("autoencoder", jax.random.key(config.seed)), sample)
+    start, linear = None, training.autoencoder_start == "principal"
+    if linear:
+        start = principal.principal_start(model, model.init("autoencoder", jax.random.key(config.seed)), sample)
     batches = crop_batches(
         source, frames=clip.continuing_frames, crop=training.crop, batch_size=config.batch_size, seed=config.seed
     )
     state = fit(
-        AutoencoderObjective(model, freeze_encoder=principal), config, batches, output / "autoencoder", start=start
+        AutoencoderObjective(model, freeze_encoder=linear), config, batches, output / "autoencoder", start=start
     )
     return {"autoencoder": normalize_latents(model, state.ema, sample)}
 

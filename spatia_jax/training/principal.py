@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
-from spatia_jax.models.autoencoder import Autoencoder, patchify
+from spatia_jax.models.autoencoder import AutoencoderConfig, patchify
 from spatia_jax.models.autoencoder_layers import Stream
 from spatia_jax.pixels import to_signed
 
@@ -46,15 +46,10 @@ def principal_start(model: Model, params: Params, videos: UInt8[np.ndarray, "n t
         videos: a sample of the training data, t odd; some tens of sequences.
 
     Raises:
-        InputError: the architecture has more than one resampling stage, or its stages differ in width.
+        InputError: see `check`.
     """
     config = model.config.autoencoder
-    plain = len(config.dim_mult) == 2 and len(set(config.dim_mult)) == 1
-    if not plain or config.temporal_downsample != (True,) or config.spatial_downsample != (False,):
-        raise InputError(
-            "a principal start needs an autoencoder of two stages of one width that halves time only: "
-            "dim_mult (1, 1), temporal_downsample (True,), spatial_downsample (False,)"
-        )
+    check(config)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(np.array, params)
     patches = np.asarray(jax.jit(lambda v: patchify(to_signed(v), config.patch_size))(videos))
@@ -70,6 +65,19 @@ def principal_start(model: Model, params: Params, videos: UInt8[np.ndarray, "n t
     params["from_latents"] = {"kernel": scale * np.eye(config.z_dim), "bias": np.zeros(config.z_dim)}
     _write_decoder(model, params, patches, codes, means, rng)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+
+def check(config: AutoencoderConfig) -> None:
+    """Raises InputError when this autoencoder cannot start from principal components."""
+    plain = len(config.dim_mult) == 2 and len(set(config.dim_mult)) == 1
+    if not plain or config.temporal_downsample != (True,) or config.spatial_downsample != (False,):
+        raise InputError(
+            "a principal start needs an autoencoder of two stages of one width that halves time only: "
+            "dim_mult (1, 1), temporal_downsample (True,), spatial_downsample (False,)"
+        )
+    width = min(config.dim, config.dec_dim) * config.dim_mult[0]
+    if config.z_dim > width:
+        raise InputError(f"a principal start needs at least as many channels ({width}) as latents ({config.z_dim})")
 
 
 def _write_encoder(encoder: Params, config, patches: np.ndarray) -> tuple[np.ndarray, int]:
@@ -122,44 +130,37 @@ def _write_decoder(model: Model, params: Params, patches, codes, means: int, rng
 
 def _encoder_features(model: Model, params: Params, patches: np.ndarray) -> np.ndarray:
     """What the encoder's last convolution sees."""
-
-    def trunk(module: Autoencoder, frames, stream: Stream):
-        frames = module.encoder.conv_in(frames, stream)
-        for stage in module.encoder.stages:
-            frames = stage(frames, stream)
-        return module.encoder.middle(frames, stream)
-
     encoder = params["encoder"]
-    return _features(model, params, patches, trunk, encoder["middle"]["after"], encoder["norm_out"])
+    return _features(model, params, "encoder", patches, encoder["middle"]["after"])
 
 
 def _decoder_features(model: Model, params: Params, codes: np.ndarray) -> np.ndarray:
     """What the decoder's last convolution sees."""
-
-    def trunk(module: Autoencoder, frames, stream: Stream):
-        frames = module.decoder.middle(module.decoder.conv_in(frames, stream), stream)
-        for stage in module.decoder.stages:
-            frames = stage(frames, stream)
-        return frames
-
-    decoder = params["decoder"]
-    last = decoder["stages"][1]["blocks"][model.config.autoencoder.num_res_blocks]
-    return _features(model, params, codes, trunk, last, decoder["norm_out"])
+    blocks = params["decoder"]["stages"][1]["blocks"]
+    return _features(model, params, "decoder", codes, blocks[model.config.autoencoder.num_res_blocks])
 
 
-def _features(model: Model, params: Params, inputs: np.ndarray, trunk, block: Params, norm: Params) -> np.ndarray:
-    """Runs `trunk`, sets the offset through the bias of its last block and the scale of the norm, and applies both."""
-    module = nnx.merge(model.graph("autoencoder"), nnx.State(jax.tree.map(jnp.asarray, params)))
-    run = jax.jit(lambda one: trunk(module, one[None], Stream())[0])
-    frames = np.stack([np.asarray(run(one)) for one in inputs])
-    offset = _rows(frames).std(0).max() / _SPREAD
-    block["conv2"]["bias"][:], norm["scale"][:] = offset, _CENTER
-    return np.asarray(_normalized(frames + offset))
+def _features(model: Model, params: Params, half: str, inputs: np.ndarray, last: Params) -> np.ndarray:
+    """Runs encoder or decoder up to its last convolution.
+
+    On the way it offsets all channels to where SiLU has no curvature, through the bias of the trunk's last block and
+    the scale of the norm.
+    """
+    last["conv2"]["bias"][:] = 0
+    offset = _rows(_run(model, params, half, "trunk", inputs)).std(0).max() / _SPREAD
+    last["conv2"]["bias"][:], params[half]["norm_out"]["scale"][:] = offset, _CENTER
+    return _run(model, params, half, "features", inputs)
 
 
-@jax.jit
-def _normalized(frames: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
-    return jax.nn.silu(_CENTER * frames * jax.lax.rsqrt(jnp.mean(jnp.square(frames), -1, keepdims=True)))
+def _run(model: Model, params: Params, half: str, upto: str, inputs: np.ndarray) -> np.ndarray:
+    module = getattr(nnx.merge(model.graph("autoencoder"), nnx.State(jax.tree.map(jnp.asarray, params))), half)
+
+    def one(frames):
+        frames = module.trunk(frames[None], Stream())
+        return (frames if upto == "trunk" else module.activate(frames))[0]
+
+    run = jax.jit(one)
+    return np.stack([np.asarray(run(frames)) for frames in inputs])
 
 
 def _principal(x: np.ndarray, count: int) -> tuple[Matrix, np.ndarray]:

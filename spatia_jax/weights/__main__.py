@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from spatia_jax.config import load_experiment
-from spatia_jax.errors import InputError
+from spatia_jax.errors import InputError, exit_status
 from spatia_jax.weights.checkpoints import open_checkpoint
 from spatia_jax.weights.convert import convert, describe, export
 from spatia_jax.weights.layouts import NETWORKS, ReleasedSizes, Sizes, slots_of
@@ -96,24 +96,19 @@ def _inspect_one(path: Path, sizes: Sizes) -> None:
     print("  fits the config")
 
 
-def main() -> int:
-    """Returns the exit status."""
+def main() -> None:
+    """Reads the command line and does what it says."""
     commands: dict[str, Any] = {"inspect": InspectArgs, "convert": ConvertArgs, "export": ExportArgs}
-    try:
-        args = tyro.extras.subcommand_cli_from_dict(commands, prog="spatia_jax.weights")
-        sizes = load_experiment(args.config) if args.config else ReleasedSizes()
-        match args:
-            case InspectArgs():
-                inspect(args.path, sizes)
-            case ConvertArgs():
-                convert(args.source, args.target, sizes, networks=args.networks, dtype=args.dtype)
-            case ExportArgs():
-                export(args.weights, args.target, sizes)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = tyro.extras.subcommand_cli_from_dict(commands, prog="spatia_jax.weights")
+    sizes = load_experiment(args.config) if args.config else ReleasedSizes()
+    match args:
+        case InspectArgs():
+            inspect(args.path, sizes)
+        case ConvertArgs():
+            convert(args.source, args.target, sizes, networks=args.networks, dtype=args.dtype)
+        case ExportArgs():
+            export(args.weights, args.target, sizes)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

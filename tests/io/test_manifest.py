@@ -14,7 +14,7 @@ from spatia_jax.io import read_manifest, verify, write_manifest
 class _Sampler:
     steps: int = 12
     shift: np.float32 = dataclasses.field(default_factory=lambda: np.float32(5))
-    image: Path = Path("/home/someone/photo.jpg")
+    image: Path = Path("/elsewhere/someone/photo.jpg")
 
 
 @pytest.fixture
