@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from spatia_jax.mapper import MapperConfig
 from spatia_jax.memory import RetrievalConfig
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.depth import DepthConfig
+from spatia_jax.models.inpainter import InpainterConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.splat import SplatConfig
@@ -89,6 +91,7 @@ class TrainingConfig:
 
     autoencoder: FitConfig = FitConfig()
     depth: FitConfig = FitConfig()
+    inpainter: FitConfig = FitConfig()
     stage1: FitConfig = FitConfig()
     stage2: FitConfig = FitConfig()
     crop: int = 96  # pixels: side of the autoencoder's training crops
@@ -115,8 +118,9 @@ class Experiment:
     flow: FlowConfig
     sampler: SamplerConfig
     control_scale: float = 1.0  # of the hints; 0 = the projection is ignored
-    control_fill: Literal["black", "surroundings"] = "black"  # what the control branch sees in holes (splat/fill.py)
+    control_fill: Literal["black", "surroundings", "inpainter"] = "black"  # what the control branch sees in holes
     guidance: float = 3.5  # of the text; 1 = none, and half the compute
+    inpainter: InpainterConfig | None = None  # for control_fill = "inpainter"
     procedural: ProceduralConfig = ProceduralConfig()
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -135,7 +139,11 @@ class Experiment:
                 )
         if self.clip.new_frames % time or self.clip.new_frames < time:
             raise InputError(f"clip.new_frames is {self.clip.new_frames}; it must be a positive multiple of {time}")
+        if (self.control_fill == "inpainter") != (self.inpainter is not None):
+            raise InputError('control_fill = "inpainter" needs inpainter = InpainterConfig(...), and nothing else does')
         multiple = self.autoencoder.space_factor * self.transformer.patch_size[1]
+        if self.inpainter is not None:
+            multiple = math.lcm(multiple, self.inpainter.multiple)
         for name in ("height", "width"):
             if getattr(self.clip, name) % multiple:
                 raise InputError(f"clip.{name} is {getattr(self.clip, name)}; it must be a multiple of {multiple}")

@@ -18,8 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 from spatia_jax.config import Experiment
 from spatia_jax.models.autoencoder import Autoencoder
 from spatia_jax.models.depth import DepthNetwork
+from spatia_jax.models.inpainter import Inpainter
 from spatia_jax.models.text_encoder import TextEncoder
 from spatia_jax.models.transformer import VideoTransformer
+from spatia_jax.pyramid import fill_holes, shrink
 
 Params = Any
 
@@ -28,6 +30,7 @@ _NETWORKS = {
     "transformer": VideoTransformer,
     "text_encoder": TextEncoder,
     "depth": DepthNetwork,
+    "inpainter": Inpainter,
 }
 
 
@@ -41,8 +44,13 @@ class Model:
         return _NETWORKS[name](getattr(self.config, name), rngs=nnx.Rngs(key))
 
     @functools.cached_property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that this experiment has."""
+        return tuple(name for name in _NETWORKS if getattr(self.config, name) is not None)
+
+    @functools.cached_property
     def _graphs(self) -> dict[str, nnx.GraphDef]:
-        abstract = {name: nnx.eval_shape(lambda n=name: self._module(n, jax.random.key(0))) for name in _NETWORKS}
+        abstract = {name: nnx.eval_shape(lambda n=name: self._module(n, jax.random.key(0))) for name in self.networks}
         return {name: nnx.split(module)[0] for name, module in abstract.items()}
 
     def graph(self, name: str) -> nnx.GraphDef:
@@ -56,7 +64,7 @@ class Model:
     @functools.cache  # noqa: B019 (models are few, and equal ones share the entry)
     def abstract_params(self) -> Params:
         """Shapes and dtypes of all parameters; costs no memory."""
-        return {name: jax.eval_shape(functools.partial(self.init, name), jax.random.key(0)) for name in _NETWORKS}
+        return {name: jax.eval_shape(functools.partial(self.init, name), jax.random.key(0)) for name in self.networks}
 
     def _call(self, name: str, params: Params, method: str, *args, **kwargs):
         graph = self._graphs[name]
@@ -86,6 +94,22 @@ class Model:
     def estimate_depth(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w"]:
         """Metric depth of images in [-1, 1]."""
         return self._call("depth", params["depth"], "__call__", images)
+
+    def inpaint(
+        self, params: Params, color: Float[Array, "b h w 3"], coverage: Float[Array, "b h w"]
+    ) -> Float[Array, "b h w 3"]:
+        """Pictures in [0, 1] without holes from pictures premultiplied by coverage; known pixels stay.
+
+        Pull-push filling (`pyramid.fill_holes`), corrected in the holes at the inpainter's own scale.
+        """
+        assert self.config.inpainter is not None
+        guess = self.correct_fill(params, *shrink(color, coverage, self.config.inpainter.scale))
+        guess = jax.image.resize(guess, color.shape, "linear")
+        return jnp.clip(fill_holes(color, coverage) + (1 - coverage[..., None]) * guess, 0, 1)
+
+    def correct_fill(self, params: Params, color: Float[Array, "b h w 3"], coverage: Float[Array, "b h w"]) -> Array:
+        """What the inpainter adds to `fill_holes(color, coverage)`, at its own scale."""
+        return self._call("inpainter", params["inpainter"], "__call__", fill_holes(color, coverage), color, coverage)
 
     def denoise(self, params: Params, latents, timesteps, context, **conditions) -> Float[Array, "b f p q c"]:
         """One evaluation of the transformer with its control branch (see `VideoTransformer`)."""

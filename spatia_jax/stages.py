@@ -15,6 +15,7 @@ from spatia_jax import diffusion, mapper, memory, splat
 from spatia_jax.cameras import Cameras
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_bytes, to_signed, to_unit
+from spatia_jax.pyramid import fill_holes
 from spatia_jax.splat import Projection
 from spatia_jax.state import ClipRequest, Conditions, World
 
@@ -79,15 +80,24 @@ def encode_references(model: Model, params: Params, frames: UInt8[Array, "k h w 
 def encode_control(model: Model, params: Params, projection: Projection) -> Float[Array, "1 f p q c"]:
     """Latents of the projection ([-1, 1]) beside latents of the hole mask (1 = hole; spec 2.5).
 
-    Holes are black, as released, or continue their surroundings (`Experiment.control_fill`).
+    Holes are black, as released, or filled (`fill`).
     """
-    color = projection.color
-    if model.config.control_fill == "surroundings":
-        color = splat.fill_holes(color, projection.coverage)
-    color = color * 2.0 - 1.0
+    color = fill(model, params, projection) * 2.0 - 1.0
     holes = jnp.broadcast_to(1.0 - projection.coverage[..., None], color.shape)
     color, holes = model.encode(params, jnp.stack([color, holes]))
     return jnp.concatenate([color, holes], axis=-1)[None]
+
+
+def fill(model: Model, params: Params, projection: Projection) -> Float[Array, "f h w 3"]:
+    """The projection in [0, 1] with what `Experiment.control_fill` puts into its holes."""
+    color, coverage = projection.color, projection.coverage
+    match model.config.control_fill:
+        case "black":
+            return color
+        case "surroundings":
+            return fill_holes(color, coverage)
+        case "inpainter":
+            return model.inpaint(params, color, coverage)
 
 
 def denoise(model: Model, params: Params, conditions: Conditions) -> Float[Array, "1 f p q c"]:

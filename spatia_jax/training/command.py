@@ -23,8 +23,9 @@ from spatia_jax.training.examples import KINDS, build_examples, example_batches
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.latents import normalize_latents
 from spatia_jax.training.loop import fit
-from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective
+from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective, InpainterObjective
 from spatia_jax.training.sources import crop_batches, depth_batches
+from spatia_jax.training.views import build_views, view_batches
 from spatia_jax.weights.store import load_params, save_params
 
 
@@ -33,15 +34,15 @@ class TrainArgs:
     """What to train, on what, and where to.
 
     Attributes:
-        part: autoencoder and depth stand alone; stage1 (opening clips) needs the autoencoder, stage2 (history and
-            references) continues stage1.
+        part: autoencoder and depth stand alone; inpainter needs the depth network; stage1 (opening clips) needs the
+            autoencoder (and the inpainter, if the config has one), stage2 (history and references) continues stage1.
         output: a folder for everything: checkpoints, metrics, trained weights.
         data: a prepared data set of posed sequences; without one the procedural world is rendered to `output/data`.
         experiment: any of its fields can be set.
     """
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    part: Literal["autoencoder", "depth", "stage1", "stage2"] = "autoencoder"
+    part: Literal["autoencoder", "depth", "inpainter", "stage1", "stage2"] = "autoencoder"
     output: Path = Path("runs/tiny")
     data: Path | None = None
 
@@ -100,14 +101,21 @@ def _train_depth(model: Model, source: Source[dict], output: Path, weights: Path
     return {"depth": fit(DepthObjective(model), config, batches, output / "depth").ema}
 
 
+def _train_inpainter(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
+    if model.config.inpainter is None:
+        raise InputError(f"config {model.config.name!r} has no inpainter to train")
+    config = model.config.training.inpainter
+    build_views(model, _load(model, weights, "depth"), source, output / "views")
+    batches = view_batches(output / "views", batch_size=config.batch_size, seed=config.seed)
+    return {"inpainter": fit(InpainterObjective(model), config, batches, output / "inpainter").ema}
+
+
 def _train_stage1(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
     return _train_generator(model, source, output, weights, "stage1", opening_share=1.0, start=None)
 
 
 def _train_stage2(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
-    names = ("transformer", "text_encoder")
-    abstract = model.abstract_params()
-    start = {name: load_params(weights / f"{name}.safetensors", abstract[name]) for name in names}
+    start = _load(model, weights, "transformer", "text_encoder")
     share = model.config.training.opening_share
     return _train_generator(model, source, output, weights, "stage2", opening_share=share, start=start)
 
@@ -115,7 +123,7 @@ def _train_stage2(model: Model, source: Source[dict], output: Path, weights: Pat
 def _train_generator(model, source, output, weights, stage: str, *, opening_share: float, start) -> dict[str, Params]:
     config = getattr(model.config.training, stage)
     tokenizer = _tokenizer(model, source, weights)
-    frozen = {"autoencoder": load_params(weights / "autoencoder.safetensors", model.abstract_params()["autoencoder"])}
+    frozen = _load(model, weights, "autoencoder", *(["inpainter"] if model.config.inpainter else []))
     for kind in KINDS if opening_share < 1.0 else ("opening",):
         build_examples(model, frozen, source, tokenizer, output / "examples", kind)
     batches = example_batches(
@@ -123,6 +131,10 @@ def _train_generator(model, source, output, weights, stage: str, *, opening_shar
         batch_size=config.batch_size, seed=config.seed, opening_share=opening_share,
     )  # fmt: skip
     return fit(GeneratorObjective(model), config, batches, output / stage, start=start).ema
+
+
+def _load(model: Model, weights: Path, *names: str) -> dict[str, Params]:
+    return {name: load_params(weights / f"{name}.safetensors", model.abstract_params()[name]) for name in names}
 
 
 def _tokenizer(model: Model, source: Source[dict], weights: Path) -> Tokenizer:
@@ -136,6 +148,7 @@ def _tokenizer(model: Model, source: Source[dict], weights: Path) -> Tokenizer:
 _TRAINERS = {
     "autoencoder": _train_autoencoder,
     "depth": _train_depth,
+    "inpainter": _train_inpainter,
     "stage1": _train_stage1,
     "stage2": _train_stage2,
 }

@@ -113,11 +113,11 @@ def load_examples(directory: Path, kind: str) -> dict[str, np.ndarray]:
     return {name: np.concatenate([shard[name] for shard in loaded]) for name in loaded[0]}
 
 
-class _Rows:
+class Rows:
     """Random access to stacked arrays."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], constants: dict[str, np.ndarray]):
-        self.arrays, self.constants = arrays, constants
+    def __init__(self, arrays: dict[str, np.ndarray], constants: dict[str, np.ndarray] | None = None):
+        self.arrays, self.constants = arrays, constants or {}
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -134,7 +134,7 @@ def example_batches(
     empty = {"empty_ids": ids[0], "empty_mask": mask[0]}
 
     def batches(kind: str) -> grain.MapDataset:
-        rows = grain.MapDataset.source(_Rows(load_examples(directory, kind), empty))
+        rows = grain.MapDataset.source(Rows(load_examples(directory, kind), empty))
         return rows.seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
 
     if opening_share >= 1.0:

@@ -1,4 +1,4 @@
-"""What the autoencoder and the depth network are trained for."""
+"""What the autoencoder, the depth network and the inpainter are trained for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from spatia_jax.model import Model
 from spatia_jax.models.depth_loss import depth_loss
-from spatia_jax.pixels import to_signed
+from spatia_jax.pixels import to_signed, to_unit
+from spatia_jax.pyramid import fill_holes
 from spatia_jax.training.state import Params
 
 
@@ -63,3 +64,26 @@ class DepthObjective:
         predicted = self.model.estimate_depth({"depth": params}, to_signed(batch["frames"]))
         relative = jnp.mean(jnp.abs(predicted - target) / target)
         return depth_loss(predicted, target, target > 0), {"relative_error": relative}
+
+
+@dataclass(frozen=True)
+class InpainterObjective:
+    """Least squares in the holes of projections."""
+
+    model: Model
+
+    def init(self, key: Array) -> Params:
+        return self.model.init("inpainter", key)
+
+    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
+        """`batch` (see `training.views`), uint8: color and truth [b, p, q, 3], coverage [b, p, q]."""
+        del key
+        color, coverage, truth = (to_unit(batch[name]) for name in ("color", "coverage", "truth"))
+        holes, filled = (1 - coverage)[..., None], fill_holes(color, coverage)
+        correction = self.model.correct_fill({"inpainter": params}, color, coverage)
+
+        def error(picture: Array) -> Array:
+            return jnp.mean(jnp.square(holes * (picture - truth))) / jnp.mean(jnp.square(holes))
+
+        loss = error(filled + correction)
+        return loss, {"psnr": -10 * jnp.log10(loss), "psnr_filled": -10 * jnp.log10(error(filled))}

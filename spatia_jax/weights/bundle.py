@@ -10,8 +10,6 @@ from spatia_jax.model import Model, Params
 from spatia_jax.text import Tokenizer
 from spatia_jax.weights.store import load_params
 
-NETWORKS = ("autoencoder", "transformer", "text_encoder", "depth")
-
 
 def weights_folder(experiment: str, given: Path | None) -> Path:
     """The folder that holds the weights: the given one, or the package's own for an experiment that it embeds.
@@ -32,5 +30,5 @@ def weights_folder(experiment: str, given: Path | None) -> Path:
 def load_weights(model: Model, folder: Path) -> tuple[Params, Tokenizer]:
     """Parameters of all networks, and the tokenizer that goes with them."""
     abstract = model.abstract_params()
-    params = {name: load_params(folder / f"{name}.safetensors", abstract[name]) for name in NETWORKS}
+    params = {name: load_params(folder / f"{name}.safetensors", abstract[name]) for name in model.networks}
     return params, Tokenizer.load(folder)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatia_jax.splat import fill_holes
+from spatia_jax.pyramid import fill_holes
 
 
 @pytest.fixture
