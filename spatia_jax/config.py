@@ -23,6 +23,7 @@ from spatia_jax.memory import RetrievalConfig
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.depth import DepthConfig
 from spatia_jax.models.inpainter import InpainterConfig
+from spatia_jax.models.lora import LoraConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.splat import SplatConfig
@@ -120,6 +121,10 @@ class Experiment:
     control_scale: float = 1.0  # of the hints; 0 = the projection is ignored
     control_fill: Literal["black", "surroundings", "inpainter"] = "black"  # what the control branch sees in holes
     guidance: float = 3.5  # of the text; 1 = none, and half the compute
+    prompt_suffix: str = ""  # follows every prompt, as in training
+    lora: LoraConfig | None = None  # of continuing clips
+    joint_decode: bool = False  # the video is one causal decoding of all clips' latents, as released; else clip by clip
+    release_compatible: bool = False  # with the released pipeline's quirks (release_quirks.py)
     inpainter: InpainterConfig | None = None  # for control_fill = "inpainter"
     procedural: ProceduralConfig = ProceduralConfig()
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -19,6 +19,7 @@ from spatia_jax.config import Experiment
 from spatia_jax.models.autoencoder import Autoencoder
 from spatia_jax.models.depth import DepthNetwork
 from spatia_jax.models.inpainter import Inpainter
+from spatia_jax.models.lora import init_lora
 from spatia_jax.models.text_encoder import TextEncoder
 from spatia_jax.models.transformer import VideoTransformer
 from spatia_jax.pyramid import fill_holes, shrink
@@ -49,6 +50,11 @@ class Model:
         return tuple(name for name in _NETWORKS if getattr(self.config, name) is not None)
 
     @functools.cached_property
+    def parts(self) -> tuple[str, ...]:
+        """Keys of the parameters: the networks, and the LoRA if there is one."""
+        return (*self.networks, *(("lora",) if self.config.lora else ()))
+
+    @functools.cached_property
     def _graphs(self) -> dict[str, nnx.GraphDef]:
         abstract = {name: nnx.eval_shape(lambda n=name: self._module(n, jax.random.key(0))) for name in self.networks}
         return {name: nnx.split(module)[0] for name, module in abstract.items()}
@@ -58,13 +64,18 @@ class Model:
         return self._graphs[name]
 
     def init(self, name: str, key: Array) -> Params:
-        """Fresh parameters of one network."""
+        """Fresh parameters of one network, or a LoRA that changes nothing."""
+        if name == "lora":
+            lora = self.config.lora
+            assert lora is not None
+            base = nnx.eval_shape(lambda: nnx.state(self._module("transformer", key)))
+            return init_lora(base, lora.rank, key, lora.targets)
         return nnx.to_pure_dict(nnx.split(self._module(name, key))[1])
 
     @functools.cache  # noqa: B019 (models are few, and equal ones share the entry)
     def abstract_params(self) -> Params:
         """Shapes and dtypes of all parameters; costs no memory."""
-        return {name: jax.eval_shape(functools.partial(self.init, name), jax.random.key(0)) for name in self.networks}
+        return {name: jax.eval_shape(functools.partial(self.init, name), jax.random.key(0)) for name in self.parts}
 
     def _call(self, name: str, params: Params, method: str, *args, **kwargs):
         graph = self._graphs[name]
@@ -111,8 +122,13 @@ class Model:
         """What the inpainter adds to `fill_holes(color, coverage)`, at its own scale."""
         return self._call("inpainter", params["inpainter"], "__call__", fill_holes(color, coverage), color, coverage)
 
+    def decode_chunk(self, params: Params, latents: Float[Array, "b f p q c"], carry) -> tuple[Array, list[Array]]:
+        """The next frames of one long video, clamped to [-1, 1], and the carry for those after (None at the start)."""
+        frames, carry = self._call("autoencoder", params["autoencoder"], "decode_chunk", latents, carry)
+        return jnp.clip(frames, -1.0, 1.0), carry
+
     def denoise(self, params: Params, latents, timesteps, context, **conditions) -> Float[Array, "b f p q c"]:
-        """One evaluation of the transformer with its control branch (see `VideoTransformer`)."""
+        """One evaluation of the transformer with its control branch and a LoRA (see `VideoTransformer`)."""
         return self._call("transformer", params["transformer"], "__call__", latents, timesteps, context, **conditions)
 
     def __hash__(self) -> int:

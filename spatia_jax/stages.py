@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from spatia_jax import diffusion, mapper, memory, splat
+from spatia_jax import diffusion, mapper, memory, release_quirks, splat
 from spatia_jax.cameras import Cameras
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_bytes, to_signed, to_unit
@@ -22,11 +22,14 @@ from spatia_jax.state import ClipRequest, Conditions, World
 
 def project(model: Model, world: World, cameras: Cameras) -> Projection:
     """The point map as the cameras see it."""
-    config, point_map = model.config, world.point_map
-    return splat.render(
+    config, point_map, splats = model.config, world.point_map, model.config.splat
+    if config.release_compatible:
+        point_map, splats = release_quirks.thinned(point_map, world.clip_index), release_quirks.splat_config(splats)
+    seen = splat.render(
         point_map.positions, point_map.colors, point_map.valid, cameras,
-        height=config.clip.height, width=config.clip.width, config=config.splat,
+        height=config.clip.height, width=config.clip.width, config=splats,
     )  # fmt: skip
+    return release_quirks.truncated(seen) if config.release_compatible else seen
 
 
 def retrieve(model: Model, world: World, cameras: Cameras) -> tuple[UInt8[Array, "K h w 3"], Array]:
@@ -35,8 +38,9 @@ def retrieve(model: Model, world: World, cameras: Cameras) -> tuple[UInt8[Array,
     Where none is found the slot is -1 and the oldest history frame stands in, as in the released code.
     """
     config, bank = model.config, world.frame_bank
+    retrieval = release_quirks.RETRIEVAL if config.release_compatible else config.memory.retrieval
     slots, _, found = memory.retrieve(
-        bank, world.point_map, cameras[:: config.clip.target_stride], config.memory.retrieval,
+        bank, world.point_map, cameras[:: config.clip.target_stride], retrieval,
         num_references=config.clip.references, height=config.clip.height, width=config.clip.width,
     )  # fmt: skip
     found = found & config.memory.use_references
@@ -52,6 +56,8 @@ def condition(
     projection: Projection,
     history: UInt8[Array, "n h w 3"],
     references: UInt8[Array, "k h w 3"],
+    *,
+    opening: bool,
 ) -> Conditions:
     """Everything that the transformer is given, as latents; k is 0 for an opening clip."""
     clean = model.encode(params, to_signed(history)[None])
@@ -60,7 +66,8 @@ def condition(
     num_clean, num_new = clean.shape[1], len(projection.depth) - len(history)
     num_new //= model.config.autoencoder.time_factor
     clean = jnp.pad(clean, ((0, 0), (0, num_new), (0, 0), (0, 0), (0, 0)))
-    key = jax.random.fold_in(world.key, world.clip_index)
+    repeats = model.config.release_compatible
+    key = release_quirks.noise_key(world) if repeats else jax.random.fold_in(world.key, world.clip_index)
     return Conditions(
         clean=clean,
         is_clean=jnp.arange(num_clean + num_new) < num_clean,
@@ -69,6 +76,7 @@ def condition(
         context=request.context[None],
         negative_context=request.negative_context[None],
         num_references=len(references),
+        opening=opening,
     )
 
 
@@ -120,7 +128,8 @@ def given(model: Model, conditions: Conditions) -> dict:
 def denoiser(model: Model, params: Params, conditions: Conditions) -> diffusion.Denoiser:
     """The transformer under these conditions, as a function `(latents [1, f, p, q, c], timestep) -> output`.
 
-    Given latent frames are told timestep 0 (spec 2.5). Guidance changes only the text.
+    Given latent frames are told timestep 0 (spec 2.5). Guidance changes only the text. A LoRA was trained on continuing
+    clips and acts in those alone.
     """
 
     def predict(context: Array) -> diffusion.Denoiser:
@@ -131,6 +140,7 @@ def denoiser(model: Model, params: Params, conditions: Conditions) -> diffusion.
                 control=conditions.control,
                 control_scale=model.config.control_scale,
                 num_references=conditions.num_references,
+                lora=None if conditions.opening else params.get("lora"),
             )  # fmt: skip
 
         return call

@@ -63,12 +63,14 @@ class Clip:
         frames: [t, h, w, 3] uint8.
         projection: the map in the clip's cameras before it was updated, t views.
         references: [K] int32 indices into the frame bank, -1 where none was found.
+        latents: [f, p, q, c] of the t frames alone; those of all clips, one after another, are one video.
         report: scalars of the mapper.
     """
 
     frames: Array
     projection: Projection
     references: Array
+    latents: Array
     report: dict[str, Array]
 
 
@@ -82,7 +84,7 @@ class Conditions:
         control: [1, f - references, p, q, 2c] latents of projection and hole mask; None when the map is withheld.
         noise: [1, f, p, q, c], what sampling starts from.
         context, negative_context: [1, l, d].
-        num_references: static.
+        num_references, opening: static.
     """
 
     clean: Array
@@ -92,3 +94,4 @@ class Conditions:
     context: Array
     negative_context: Array
     num_references: int = field(metadata={"static": True})
+    opening: bool = field(metadata={"static": True})

@@ -65,7 +65,7 @@ def before_denoising(
         history, cameras = world.history, Cameras.concatenate([world.history_cameras, request.cameras])
         projection = stages.project(model, world, cameras)
         references, slots = stages.retrieve(model, world, cameras)
-    conditions = stages.condition(model, params, world, request, projection, history, references)
+    conditions = stages.condition(model, params, world, request, projection, history, references, opening=opening)
     return projection, conditions, slots
 
 
@@ -86,7 +86,8 @@ def after_denoising(
     frames = stages.decode(model, params, latents, num_new)
     mapped = stages.map_frames(model, params, request, frames, seen)
     after = stages.remember(model, world, request, frames, mapped, opening=opening)
-    return after, Clip(frames, seen, references, mapped.report | {"points": after.point_map.num_points})
+    fresh = latents[0] if opening else latents[0, -(num_new // model.config.autoencoder.time_factor) :]
+    return after, Clip(frames, seen, references, fresh, mapped.report | {"points": after.point_map.num_points})
 
 
 def new_world(model: Model, key: Array) -> World:

@@ -84,7 +84,7 @@ def insert(
     valid: Bool[Array, " m"],
     *,
     provenance: Int[Array, ""] | int,
-    voxel_size: float,
+    voxel_size: float | Array,
     keyframes: Int[Array, " m"] | None = None,
 ) -> PointMap:
     """Merge measurements into the map, voxel by voxel, and evict if it overflows. Its cost depends on shapes only.

@@ -10,7 +10,7 @@ from spatia_jax.sorting import stable_argsort
 
 
 def voxel_order(
-    positions: Float[Array, "n 3"], usable: Bool[Array, " n"], voxel_size: float
+    positions: Float[Array, "n 3"], usable: Bool[Array, " n"], voxel_size: float | Array
 ) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
     """Sort points by voxel.
 

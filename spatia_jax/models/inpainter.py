@@ -26,11 +26,12 @@ class InpainterConfig:
 
     Attributes:
         scale: it works on pictures shrunk by this factor; what it says is smooth.
-        widths: channels of each level, finest first; each level halves height and width. Multiples of 8.
+        widths: channels of each level, finest first; each level, also the first, halves height and width. Multiples
+            of 8.
     """
 
     scale: int = 4
-    widths: tuple[int, ...] = (32, 64, 96, 160)
+    widths: tuple[int, ...] = (64, 96, 160)
 
     def __post_init__(self):
         if self.scale < 1 or not self.widths or any(width % _GROUPS for width in self.widths):
@@ -42,7 +43,7 @@ class InpainterConfig:
     @property
     def multiple(self) -> int:
         """Height and width of the pictures are multiples of this."""
-        return self.scale * 2 ** (len(self.widths) - 1)
+        return self.scale * 2 ** len(self.widths)
 
 
 _GROUPS = 8
@@ -53,21 +54,22 @@ class Inpainter(nnx.Module):
 
     def __init__(self, config: InpainterConfig, *, rngs: nnx.Rngs):
         widths, steps = config.widths, list(zip(config.widths, config.widths[1:], strict=False))
-        self.enter = nnx.Conv(9, widths[0], (3, 3), rngs=rngs)
+        self.enter = nnx.Linear(4 * 9, widths[0], rngs=rngs)
         self.down = nnx.data([Residual(width, rngs=rngs) for width in widths[:-1]])
         self.shrink = nnx.data([nnx.Linear(4 * fine, coarse, rngs=rngs) for fine, coarse in steps])
         self.before, self.after = Residual(widths[-1], rngs=rngs), Residual(widths[-1], rngs=rngs)
         self.attention = SpatialAttention(widths[-1], rngs=rngs)
         self.enlarge = nnx.data([nnx.Linear(coarse, 4 * fine, rngs=rngs) for fine, coarse in steps])
         self.up = nnx.data([Residual(width, rngs=rngs) for width in widths[:-1]])
-        self.leave = nnx.Conv(widths[0], 3, (3, 3), kernel_init=_ZEROS, rngs=rngs)
+        self.leave = nnx.Linear(widths[0], 4 * 3, kernel_init=_ZEROS, rngs=rngs)
 
     def __call__(
         self, filled: Float[Array, "b h w 3"], color: Float[Array, "b h w 3"], coverage: Float[Array, "b h w"]
     ) -> Float[Array, "b h w 3"]:
         """What to add to `filled`; all pictures in [0, 1], `color` premultiplied by coverage."""
         known = coverage[..., None]
-        x = self.enter(jnp.concatenate([2 * filled - 1, 2 * color - known, known, _positions(filled)], axis=-1))
+        shown = jnp.concatenate([2 * filled - 1, 2 * color - known, known, _positions(filled)], axis=-1)
+        x = self.enter(_blocks(shown))
         passed = []
         for level, shrink in zip(self.down, self.shrink, strict=True):
             passed.append(level(x))
@@ -75,7 +77,7 @@ class Inpainter(nnx.Module):
         x = self.after(self.attention(self.before(x)[:, None])[:, 0])
         for level, enlarge, skip in reversed(list(zip(self.up, self.enlarge, passed, strict=True))):
             x = level(_unblocks(enlarge(x)) + skip)
-        return self.leave(x)
+        return _unblocks(self.leave(x))
 
 
 class Residual(nnx.Module):

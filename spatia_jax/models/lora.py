@@ -1,7 +1,9 @@
 """Low-rank updates of the main transformer blocks as parameters of their own (spec sections 1.7 and 2.5).
 
 A LoRA is a dict from a layer's path within a block ("self_attn.q", "ffn.up", ...) to its `LowRank` factors, stacked
-over blocks like the kernels they update. It changes no parameters in place: `merge` returns new ones, the base stays.
+over blocks like the kernels they update. It changes no parameters in place: `merge` returns new ones, the base stays,
+and taking the LoRA out again is using the base. (The release adds and later subtracts, which rounds twice in bfloat16.)
+While sampling nothing is stored twice either: the transformer merges each block in the step of the scan that runs it.
 """
 
 from collections.abc import Sequence
@@ -29,6 +31,21 @@ class LowRank:
 Lora = dict[str, LowRank]
 
 
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which linear layers of the main blocks a LoRA updates, and its rank; the defaults are Spatia's."""
+
+    rank: int = 64
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self):
+        if self.rank < 1 or not self.targets or set(self.targets) - set(TARGETS):
+            raise InputError(
+                f"lora.rank is {self.rank} and lora.targets {self.targets}; the rank must be at least 1, and the "
+                f"targets among {TARGETS}"
+            )
+
+
 def init_lora(params: nnx.State, rank: int, key: Array, targets: Sequence[str] = TARGETS) -> Lora:
     """A LoRA for every linear layer of the main blocks whose name is in `targets`; its update is zero.
 
@@ -50,16 +67,22 @@ def init_lora(params: nnx.State, rank: int, key: Array, targets: Sequence[str] =
 def merge(params: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) -> nnx.State:
     """Parameters with kernel + scale * down @ up in place of each updated kernel; product in float32, dtype kept."""
 
-    def updated(path, param):
-        factors = lora.get(".".join(path[1:-1])) if path[0] == "blocks" and path[-1] == "kernel" else None
-        if factors is None:
-            return param
-        update = jnp.einsum("lir,lro->lio", factors.down, factors.up, preferred_element_type=jnp.float32)
-        return param.replace((param[...] + scale * update).astype(param.dtype))
-
     if unknown := set(lora) - set(_block_kernels(params)):
         raise InputError(f"the LoRA updates {sorted(unknown)}, which the transformer's blocks do not have")
-    return nnx.from_flat_state([(path, updated(path, param)) for path, param in nnx.to_flat_state(params)])
+    return nnx.State({**params, "blocks": merge_block(params["blocks"], lora, scale)})
+
+
+def merge_block(block: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) -> nnx.State:
+    """`merge` for one block, or a stack of blocks, whose factors are stacked like its kernels."""
+
+    def updated(path, param):
+        factors = lora.get(".".join(map(str, path[:-1]))) if path[-1] == "kernel" else None
+        if factors is None:
+            return param
+        update = jnp.einsum("...ir,...ro->...io", factors.down, factors.up, preferred_element_type=jnp.float32)
+        return param.replace((param[...] + scale * update).astype(param.dtype))
+
+    return nnx.from_flat_state([(path, updated(path, param)) for path, param in nnx.to_flat_state(block)])
 
 
 def _block_kernels(params: nnx.State) -> dict[str, nnx.Param]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from spatia_jax.errors import InputError
 from spatia_jax.models.control import ControlBranch, zeros
+from spatia_jax.models.lora import Lora
 from spatia_jax.models.rotary import rotary_table
 from spatia_jax.models.transformer_layers import (
     Mlp,
@@ -66,6 +67,7 @@ class VideoTransformer(nnx.Module):
         control: Float[Array, "b g p q d"] | None = None,
         control_scale: float | Float[Array, ""] | Float[Array, " b"] = 1.0,
         num_references: int = 0,
+        lora: Lora | None = None,
     ) -> Float[Array, "b f p q out_dim"]:
         """Velocity (noise - clean) of every latent frame, float32.
 
@@ -76,6 +78,7 @@ class VideoTransformer(nnx.Module):
             control: latents of projection and hole mask for the g = f - num_references frames after the references;
                 None leaves the control branch out.
             control_scale: factor on the hints, one for all or one for each example.
+            lora: update of the main blocks, merged into each as it runs.
 
         Raises:
             InputError: a shape does not fit the configuration or the other arguments.
@@ -96,21 +99,22 @@ class VideoTransformer(nnx.Module):
 
         if control is None or self.control is None:
             x, _ = scan(
-                lambda block, x, _: (block(x, context, modulation, rotary), None), self.blocks, x, remat=config.remat
-            )
+                lambda block, x, _: (block(x, context, modulation, rotary), None),
+                self.blocks, x, remat=config.remat, lora=lora,
+            )  # fmt: skip
         else:
             after = slice(num_references, None)
             clip_rotary = jnp.asarray(rotary)[:, num_references * grid[0] * grid[1] :]
             hints = self.control(control, x[:, after], context, modulation[:, after], clip_rotary)
             hints = hints * jnp.reshape(jnp.asarray(control_scale, hints.dtype), (-1, 1, 1, 1))
-            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references)
+            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references, lora)
         output = unpatchify(self.head(x, time), config.patch_size, rows, columns).astype(jnp.float32)
         if control is None or not config.control_skip:
             return output
         skip = control[..., : config.out_dim] * jnp.reshape(jnp.asarray(control_scale, jnp.float32), (-1, 1, 1, 1, 1))
         return output + jnp.pad(skip, ((0, 0), (num_references, 0), (0, 0), (0, 0), (0, 0)))
 
-    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references):
+    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references, lora):
         """Scan the blocks; after each of `control_layers`, add its hint to the frames after the references."""
         layers = np.array(self.config.control_layers)
         index = np.zeros(self.config.num_layers, np.int32)
@@ -125,7 +129,7 @@ class VideoTransformer(nnx.Module):
             hinted = x[:, num_references:] + (weight * hints[index]).astype(x.dtype)
             return jnp.concatenate([x[:, :num_references], hinted], axis=1), None
 
-        return scan(step, self.blocks, x, (index, weight), remat=self.config.remat)[0]
+        return scan(step, self.blocks, x, (index, weight), remat=self.config.remat, lora=lora)[0]
 
     def _check(self, latents, timesteps, control, num_references):
         config = self.config

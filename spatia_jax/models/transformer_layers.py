@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from spatia_jax.errors import InputError
 from spatia_jax.models.attention import attention
+from spatia_jax.models.lora import Lora, merge_block
 from spatia_jax.models.rotary import rotate
 
 xavier = nnx.initializers.xavier_uniform()
@@ -189,15 +190,26 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
     return nnx.merge(graphdef, params)
 
 
-def scan(step: Callable, stacked: nnx.Module, carry: Any, inputs: Any = None, *, remat: bool = False):
-    """`jax.lax.scan` of `carry, output = step(module, carry, input)` over the modules of a `stack`."""
+def scan(
+    step: Callable,
+    stacked: nnx.Module,
+    carry: Any,
+    inputs: Any = None,
+    *,
+    remat: bool = False,
+    lora: Lora | None = None,
+):
+    """`jax.lax.scan` of `carry, output = step(module, carry, input)` over the modules of a `stack`.
+
+    A LoRA is merged into each module as its turn comes, so that no second copy of the stack is ever made.
+    """
     graphdef, params = nnx.split(stacked)
 
     def body(carry, layer):
-        layer_params, layer_input = layer
-        return step(nnx.merge(graphdef, layer_params), carry, layer_input)
+        layer_params, layer_lora, layer_input = layer
+        return step(nnx.merge(graphdef, merge_block(layer_params, layer_lora)), carry, layer_input)
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (params, inputs))
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (params, lora or {}, inputs))
 
 
 def timestep_embedding(timesteps: Float[Array, "*b"], dim: int) -> Float[Array, "*b dim"]:

@@ -24,8 +24,8 @@ from spatia_jax.io.progress import RolloutProgress
 from spatia_jax.model import Model, Params
 from spatia_jax.sampling import compiled
 from spatia_jax.sampling import inputs as door
-from spatia_jax.sampling.driver import Driver
-from spatia_jax.sampling.outputs import keep_clip, load_clip, write_outputs
+from spatia_jax.sampling.driver import Driver, decode_jointly
+from spatia_jax.sampling.outputs import KeptClip, keep_clip, load_clip, write_outputs
 from spatia_jax.sampling.saved_world import load_world, save_world
 from spatia_jax.stages import project
 from spatia_jax.state import Clip, ClipRequest, World
@@ -119,6 +119,7 @@ def run(args: SampleArgs) -> None:
     warnings = _path_warnings(cameras, world)
     for warning in warnings:
         print(f"note: {warning}")
+    history = world.history if first else None
     world = _claim_output(args, world, _fingerprint(args, weights, prompts, cameras, given))
     requests = _requests(model, params, tokenizer, args, prompts, cameras, given.moving, opening=first == 0)
 
@@ -128,7 +129,13 @@ def run(args: SampleArgs) -> None:
 
     with RolloutProgress(clips, config.sampler.steps, first_clip=int(world.clip_index) - first) as progress:
         world = Driver(model).run(params, world, requests, prompts, first=first, progress=progress, keep=keep)
-    _finish(args, given, weights, world, cameras[:asked], prompts, warnings, first)
+    if not config.release_compatible:
+        cameras = cameras[:asked]
+    kept = [load_clip(args.output, first + k) for k in range(clips)]
+    frames = np.concatenate([clip.frames for clip in kept])
+    if config.joint_decode:
+        frames = decode_jointly(model, params, kept, history)
+    _finish(args, given, weights, world, kept, frames[: len(cameras)], cameras, prompts, warnings)
 
 
 def _check_output(args: SampleArgs) -> None:
@@ -218,11 +225,13 @@ def _requests(
         ids, mask = tokenizer.encode([text], args.experiment.clip.text_length)
         return compiled.embed_text(model, params, ids, mask)[0]
 
+    suffix = args.experiment.prompt_suffix
+
     clip = args.experiment.clip
     parts = door.split_path(cameras, clip, opening=opening)
     masks = door.split_masks(moving, cameras, clip, opening=opening)
     return [
-        ClipRequest(part, context(prompt), context(args.negative_prompt), mask)
+        ClipRequest(part, context(prompt + suffix), context(args.negative_prompt), mask)
         for part, prompt, mask in zip(parts, prompts, masks, strict=True)
     ]
 
@@ -264,16 +273,18 @@ def _finish(
     given: door.Inputs,
     weights: Path,
     world: World,
+    clips: list[KeptClip],
+    frames: np.ndarray,
     cameras: Cameras,
     prompts: list[str],
     warnings: list[str],
-    first: int,
 ) -> None:
     folder, config = args.output, args.experiment
     score = write_outputs(
         folder,
         title=f"spatia_jax: {given.title}",
-        clips=[load_clip(folder, first + k) for k in range(len(prompts))],
+        clips=clips,
+        frames=frames,
         prompts=prompts,
         cameras=cameras,
         world=world,

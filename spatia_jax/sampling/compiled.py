@@ -33,6 +33,10 @@ def _denoising_step(
 denoising_step = jax.jit(_denoising_step, static_argnames="model")
 
 
+encode = jax.jit(Model.encode, static_argnums=0)
+decode_chunk = jax.jit(Model.decode_chunk, static_argnums=0)
+
+
 def versions() -> dict[str, int]:
     """How many versions of each piece have been compiled: two a model, for opening and continuing clips."""
     pieces = {"before": before_denoising, "step": denoising_step, "after": after_denoising}

@@ -7,15 +7,18 @@ can be shown between them. One compiled set serves the opening clip, and one all
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import jax
+import numpy as np
+from jaxtyping import Array, UInt8
 
 from spatia_jax import diffusion
 from spatia_jax.model import Model, Params
+from spatia_jax.pixels import to_bytes, to_signed
 from spatia_jax.sampling import compiled
 from spatia_jax.state import Clip, ClipRequest, World
 
@@ -116,3 +119,28 @@ class Driver:
             keep(index, before, world, clip, seconds)
             progress.finish_clip(int(world.point_map.num_points))
         return world
+
+
+class HasLatents(Protocol):
+    @property
+    def latents(self) -> np.ndarray: ...
+
+
+def decode_jointly(
+    model: Model, params: Params, clips: Sequence[HasLatents], history: UInt8[Array, "n h w 3"] | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """All clips as one video: one causal decoding of their latents, one latent frame at a time.
+
+    So the frames behind a seam see the latents before it, as the release has it, and not the decoded history.
+
+    Args:
+        history: the frames before the first clip, if that is a continuing one; they lead, and are cut off.
+    """
+    latents = [clip.latents for clip in clips]
+    if history is not None:
+        latents.insert(0, np.asarray(compiled.encode(model, params, to_signed(history)[None])[0]))
+    frames, carry = [], None
+    for latent in np.concatenate(latents):
+        decoded, carry = compiled.decode_chunk(model, params, latent[None, None], carry)
+        frames.append(np.asarray(to_bytes(decoded[0])))
+    return np.concatenate(frames)[0 if history is None else len(history) :]

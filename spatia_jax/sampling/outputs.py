@@ -1,6 +1,6 @@
 """What a run leaves behind: clips, world, video, point map, manifest, report; each written atomically.
 
-    OUTPUT/clips/0000.npz   frames, projection and references of a clip, lossless
+    OUTPUT/clips/0000.npz   frames, latents, projection and references of a clip, lossless
     OUTPUT/world/           the state after the last clip: resume, continue or branch from it
     OUTPUT/video.mp4  point_map.ply  manifest.json  report.html
 
@@ -31,6 +31,7 @@ class KeptClip:
 
     Attributes:
         frames, projection: [t, h, w, 3] uint8; holes: [t, h, w] bool; references: [k, h, w, 3] uint8.
+        latents: [f, p, q, c] float32.
         seconds: by stage; num_points: in the map afterwards; report: scalars of the mapper.
     """
 
@@ -38,6 +39,7 @@ class KeptClip:
     projection: np.ndarray
     holes: np.ndarray
     references: np.ndarray
+    latents: np.ndarray
     seconds: dict[str, float]
     num_points: int
     report: dict[str, float]
@@ -58,6 +60,7 @@ def keep_clip(folder: Path, index: int, before: World, clip: Clip, seconds: dict
             projection=np.round(np.clip(np.asarray(clip.projection.color), 0, 1) * 255).astype(np.uint8),
             holes=np.asarray(clip.projection.holes),
             references=np.asarray(before.frame_bank.frames)[slots[slots >= 0]],
+            latents=np.asarray(clip.latents, np.float32),
             about=json.dumps(about),
         )
 
@@ -66,7 +69,7 @@ def load_clip(folder: Path, index: int) -> KeptClip:
     """Reads what `keep_clip` wrote."""
     with np.load(clip_path(folder, index)) as arrays:
         about = json.loads(str(arrays["about"]))
-        images = {name: arrays[name] for name in ("frames", "projection", "holes", "references")}
+        images = {name: arrays[name] for name in ("frames", "projection", "holes", "references", "latents")}
     return KeptClip(**images, **about)
 
 
@@ -93,6 +96,7 @@ def write_outputs(
     *,
     title: str,
     clips: Sequence[KeptClip],
+    frames: np.ndarray,
     prompts: Sequence[str],
     cameras: Cameras,
     world: World,
@@ -101,8 +105,7 @@ def write_outputs(
     warnings: Sequence[str],
     settings: dict[str, str],
 ) -> ClosedLoop | None:
-    """Video, point map and report of a finished run; `cameras` has as many views as the video shall have frames."""
-    frames = np.concatenate([clip.frames for clip in clips])[: len(cameras)]
+    """Video, point map and report of a finished run; `frames` [t, h, w, 3] uint8 are the video's, one a camera."""
     write_video(folder / "video.mp4", frames, fps)
     write_ply(folder / "point_map.ply", world.point_map)
     valid = np.asarray(world.point_map.valid)

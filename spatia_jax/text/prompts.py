@@ -9,8 +9,3 @@ NEGATIVE_PROMPT = (
     "物体互相穿插，物体悬浮，光照平淡，光照不自然，色彩单调，色彩怪异，色彩刺眼，画面发灰"
 )
 """Cuts and fades, low quality and its traces, writing on the picture, wrong bodies, wrong space, dull or odd light."""
-
-
-def with_suffix(prompt: str) -> str:
-    """The prompt as the released pipeline shows it to the text encoder."""
-    return prompt + SUFFIX

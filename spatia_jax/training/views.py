@@ -94,18 +94,15 @@ def build_views(
 
 
 def view_batches(directory: Path, *, batch_size: int, seed: int) -> grain.MapDataset:
-    """Endless batches of views, some mirrored, their colours permuted.
+    """Endless batches of views, some mirrored.
 
     Returns:
         `{"color", "truth": [b, p, q, 3], "coverage": [b, p, q]}`, uint8.
     """
 
     def vary(row: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        flip, channels = slice(None, None, -1 if rng.integers(2) else 1), rng.permutation(3)
-        return {
-            name: np.ascontiguousarray(value[:, flip, channels] if value.ndim == 3 else value[:, flip])
-            for name, value in row.items()
-        }
+        flip = slice(None, None, -1 if rng.integers(2) else 1)
+        return {name: np.ascontiguousarray(value[:, flip]) for name, value in row.items()}
 
     rows = grain.MapDataset.source(Rows(load_examples(directory, "views")))
     return rows.seed(seed).shuffle().repeat().random_map(vary).batch(batch_size, drop_remainder=True)

@@ -30,5 +30,5 @@ def weights_folder(experiment: str, given: Path | None) -> Path:
 def load_weights(model: Model, folder: Path) -> tuple[Params, Tokenizer]:
     """Parameters of all networks, and the tokenizer that goes with them."""
     abstract = model.abstract_params()
-    params = {name: load_params(folder / f"{name}.safetensors", abstract[name]) for name in model.networks}
+    params = {name: load_params(folder / f"{name}.safetensors", abstract[name]) for name in model.parts}
     return params, Tokenizer.load(folder)

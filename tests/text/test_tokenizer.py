@@ -139,5 +139,5 @@ def test_a_bare_string_is_not_a_list_of_texts(trained):
 
 
 def test_prompts():
-    assert text.with_suffix("a room") == "a room 4K, realistic, high quality, HDR."
+    assert text.SUFFIX == " 4K, realistic, high quality, HDR."
     assert "水印" in text.NEGATIVE_PROMPT
