@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from spatia_jax import diffusion, mapper, memory, release_quirks, splat
 from spatia_jax.cameras import Cameras
@@ -174,16 +174,23 @@ def remember(
     request: ClipRequest,
     frames: UInt8[Array, "t h w 3"],
     mapped: mapper.MapUpdate,
+    references: Int[Array, " K"],
     *,
     opening: bool,
 ) -> World:
-    """The world after a clip: static points in the map, frames in the bank and in the history."""
+    """The world after a clip: static points in the map, frames in the bank and in the history.
+
+    A point that would hide what a reference or the oldest frame of the bank (the photo) saw is refused.
+    """
     config, stored = model.config.clip, model.config.memory
-    *points, keyframes = mapper.select_points(
+    positions, colors, weights, valid, keyframes = mapper.select_points(
         mapped, to_unit(frames), mapped.cameras, stored.map_stride, stored.pixel_stride
     )
+    witnesses = world.frame_bank.cameras[jnp.maximum(jnp.append(references, 0), 0)]
+    seen = project(model, world, witnesses).depth
+    valid &= ~mapper.blocks_views(positions, witnesses, seen, model.config.mapper.free_tolerance)
     point_map = memory.insert(
-        world.point_map, *points,
+        world.point_map, positions, colors, weights, valid,
         provenance=world.clip_index + 1,
         voxel_size=stored.voxel_size,
         keyframes=world.frame_count + keyframes,

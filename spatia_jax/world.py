@@ -85,7 +85,7 @@ def after_denoising(
     seen = jax.tree.map(lambda leaf: leaf[-num_new:], projection)
     frames = stages.decode(model, params, latents, num_new)
     mapped = stages.map_frames(model, params, request, frames, seen)
-    after = stages.remember(model, world, request, frames, mapped, opening=opening)
+    after = stages.remember(model, world, request, frames, mapped, references, opening=opening)
     fresh = latents[0] if opening else latents[0, -(num_new // model.config.autoencoder.time_factor) :]
     return after, Clip(frames, seen, references, fresh, mapped.report | {"points": after.point_map.num_points})
 

@@ -1,6 +1,7 @@
 """Mapper: what new frames add to the point map."""
 
+from spatia_jax.mapper.filters import blocks_views
 from spatia_jax.mapper.prior import DepthPrior, Mapper
 from spatia_jax.mapper.update import MapperConfig, MapUpdate, select_points, update
 
-__all__ = ["DepthPrior", "MapUpdate", "Mapper", "MapperConfig", "select_points", "update"]
+__all__ = ["DepthPrior", "MapUpdate", "Mapper", "MapperConfig", "blocks_views", "select_points", "update"]

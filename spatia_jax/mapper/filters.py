@@ -54,6 +54,25 @@ def depth_edges(depth: Float[Array, "t h w"], tolerance: float) -> Bool[Array, "
     return jnp.maximum(jnp.abs(vertical), jnp.abs(horizontal)) > tolerance * inverse
 
 
+def blocks_views(
+    positions: Float[Array, "n 3"], cameras: Cameras, depth: Float[Array, "v h w"], tolerance: float
+) -> Bool[Array, " n"]:
+    """Which points would stand before what earlier views saw: the space up to there is known to be free.
+
+    Args:
+        cameras: Cameras[v] of the earlier views.
+        depth: z-depth of what they see; 0 = unknown.
+        tolerance: share of that depth by which a point has to be nearer.
+    """
+    _, height, width = depth.shape
+    pixels, z = cameras.project(positions, height, width)
+    column, row = jnp.round(pixels[..., 0]).astype(jnp.int32), jnp.round(pixels[..., 1]).astype(jnp.int32)
+    inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    at = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+    seen = jnp.take_along_axis(depth.reshape(len(depth), -1), at, axis=1)
+    return (inside & (seen > 0) & (z < (1 - tolerance) * seen)).any(axis=0)
+
+
 def view_agreement(
     depth: Float[Array, "t h w"],
     valid: Bool[Array, "t h w"],

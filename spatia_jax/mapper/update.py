@@ -37,6 +37,8 @@ class MapperConfig:
         edge_tolerance: curvature of inverse depth, relative to itself, from which on a pixel lies on a depth edge.
         max_depth: metres; nothing further enters the map.
         covered_weight: factor on the weight of pixels that the map has already; 0 adds new places only.
+        free_tolerance: how much nearer than what an earlier view saw there, as a share of its depth, a point must be to
+            be refused as standing in space that is known to be free.
     """
 
     fit_stride: int = 2
@@ -52,6 +54,7 @@ class MapperConfig:
     edge_tolerance: float = 0.1
     max_depth: float = 50.0
     covered_weight: float = 0.25
+    free_tolerance: float = 0.15
 
     def __post_init__(self):
         if 0 in self.neighbors:

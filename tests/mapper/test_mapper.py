@@ -222,3 +222,18 @@ def test_config_refuses_what_cannot_work():
         MapperConfig(neighbors=(0, 1))
     with pytest.raises(InputError, match="must be odd"):
         MapperConfig(motion_window=4)
+
+
+def test_points_before_what_a_view_saw_are_found():
+    cameras, depth, _ = room()
+    views, seen = cameras[:2], depth[:2].at[:, :, : W // 4].set(0.0)
+    surface = cameras.unproject(depth)[0, 4:-4, W // 2 : -8].reshape(-1, 3)
+    blocks = jax.jit(lambda points, tolerance: filters.blocks_views(points, views, seen, tolerance))
+    assert not blocks(surface, tolerance=0.15).any()
+    nearer = views[0].centers + 0.6 * (surface - views[0].centers)
+    assert blocks(nearer, tolerance=0.15).all()
+    behind = views[0].centers + 1.5 * (surface - views[0].centers)
+    assert not blocks(behind, tolerance=0.15).any()
+    assert not blocks(-surface, tolerance=0.15).any()  # behind the cameras
+    unknown = views[0].centers + 0.6 * (cameras.unproject(depth)[0, 8:-8, : W // 8].reshape(-1, 3) - views[0].centers)
+    assert not blocks(unknown, tolerance=0.15).any()

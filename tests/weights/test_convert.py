@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from weights.synthetic_release import SIZES, TOKENIZER, official_tensors, write_release
 
 import spatia_jax
+from spatia_jax.config import load_experiment
 from spatia_jax.errors import InputError
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.transformer import TransformerConfig
@@ -28,6 +29,8 @@ from spatia_jax.weights.layouts import ReleasedSizes, check, official_shapes
 from spatia_jax.weights.names import recognise
 from spatia_jax.weights.release import find_release
 from spatia_jax.weights.store import load_params
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -305,13 +308,15 @@ def test_lora_names_without_default(official):
     assert check(recognise(short), short, SIZES) == ["missing pipe.dit.blocks.4.ffn.0.lora_B.default.weight"]
 
 
-def test_the_released_keys_fit_the_released_sizes_golden(golden_dir):
+@pytest.mark.parametrize("sizes", [ReleasedSizes(), load_experiment(ROOT / "configs" / "spatia_5b.py")])
+def test_the_released_keys_fit_the_released_sizes_golden(golden_dir, sizes):
     keys = json.loads((golden_dir / "official_keys.json").read_text())
+    assert [len(keys[name]) for name in ("dit", "vace", "vae", "umt5")] == [825, 236, 196, 242]
     for name, slot in {"dit": "transformer", "vace": "control", "vae": "autoencoder", "umt5": "text_encoder"}.items():
         tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in keys[name].items()}
         naming = recognise(tensors)
         assert naming.slot == slot
-        assert check(naming, tensors, ReleasedSizes()) == []
+        assert check(naming, tensors, sizes) == []
 
 
 def test_the_official_modules_own_weights_come_back_golden(golden_dir, tmp_path):
