@@ -94,15 +94,18 @@ def build_views(
 
 
 def view_batches(directory: Path, *, batch_size: int, seed: int) -> grain.MapDataset:
-    """Endless batches of views, some mirrored.
+    """Endless batches of views, some mirrored, all tinted.
 
     Returns:
         `{"color", "truth": [b, p, q, 3], "coverage": [b, p, q]}`, uint8.
     """
 
     def vary(row: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        flip = slice(None, None, -1 if rng.integers(2) else 1)
-        return {name: np.ascontiguousarray(value[:, flip]) for name, value in row.items()}
+        flip, gain = slice(None, None, -1 if rng.integers(2) else 1), rng.uniform(0.85, 1.15, 3)
+        tinted = {
+            name: np.clip(np.rint(row[name][:, flip] * gain), 0, 255).astype(np.uint8) for name in ("color", "truth")
+        }
+        return {**tinted, "coverage": np.ascontiguousarray(row["coverage"][:, flip])}
 
     rows = grain.MapDataset.source(Rows(load_examples(directory, "views")))
     return rows.seed(seed).shuffle().repeat().random_map(vary).batch(batch_size, drop_remainder=True)
