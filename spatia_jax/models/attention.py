@@ -1,28 +1,29 @@
 """Softmax attention, and the one place that chooses how a backend computes it."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+_BLOCK = 256  # queries whose logits `blockwise_attention` holds at a time
+_MANY_LOGITS = 2**22  # from here on it is faster than `reference_attention`, whose logits no longer fit in a cache
 
 
 def attention(
     queries: Float[Array, "b l heads d"], keys: Float[Array, "b m heads d"], values: Float[Array, "b m heads d"]
 ) -> Float[Array, "b l heads d"]:
     """softmax(q k^T / sqrt(d)) v, with the softmax in float32 and the output in the dtype of `queries`."""
-    backend = jax.default_backend()
-    if backend == "cpu":
-        return reference_attention(queries, keys, values)
-    half_precision = queries.dtype in (jnp.bfloat16, jnp.float16)
-    implementation: Literal["cudnn"] | None = "cudnn" if backend == "gpu" and half_precision else None
-    return jax.nn.dot_product_attention(queries, keys, values, implementation=implementation)
+    if jax.default_backend() == "gpu" and queries.dtype in (jnp.bfloat16, jnp.float16):
+        return jax.nn.dot_product_attention(queries, keys, values, implementation="cudnn")
+    batch, length, heads, _ = queries.shape
+    if batch * heads * length * keys.shape[1] > _MANY_LOGITS:
+        return blockwise_attention(queries, keys, values)
+    return reference_attention(queries, keys, values)
 
 
 def reference_attention(
     queries: Float[Array, "b l heads d"], keys: Float[Array, "b m heads d"], values: Float[Array, "b m heads d"]
 ) -> Float[Array, "b l heads d"]:
-    """Attention in plain JAX, float32 softmax; the reference of every other implementation and the CPU's choice.
+    """Attention in plain JAX, float32 softmax; the reference of every other implementation, and fast while it is small.
 
     The weights are normalised after they met the values: one pass less over the l x m matrix, which on two CPU cores
     (b 4, l 280, heads 4, d 64) made forward and backward 4.0 ms, against 6.4 ms of `jax.nn.dot_product_attention`.
@@ -34,3 +35,31 @@ def reference_attention(
     totals = jnp.einsum("bhlm->blh", weights)[..., None]
     mixed = jnp.einsum("bhlm,bmhd->blhd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (mixed / totals).astype(queries.dtype)
+
+
+def blockwise_attention(
+    queries: Float[Array, "b l heads d"], keys: Float[Array, "b m heads d"], values: Float[Array, "b m heads d"]
+) -> Float[Array, "b l heads d"]:
+    """The same with the logits of one head and 256 queries in memory at a time, recomputed in the backward pass.
+
+    On one CPU core (b 1, l 2000, heads 6, d 128, float32) 68 ms forward and 213 ms with gradients, against 203 and 476
+    of the reference; at the released length the reference would hold 68 GB of logits.
+    """
+    batch, length, heads, width = queries.shape
+    padded = jnp.pad(queries * width**-0.5, ((0, 0), (0, -length % _BLOCK), (0, 0), (0, 0)))
+
+    def attend_head(head):
+        queries, keys, values = head
+
+        @jax.checkpoint
+        def attend_block(block):
+            logits = jnp.matmul(block, keys.T, preferred_element_type=jnp.float32)
+            weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+            mixed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(block.dtype)
+
+        return jax.lax.map(attend_block, queries.reshape(-1, _BLOCK, width)).reshape(-1, width)
+
+    each = [x.swapaxes(1, 2).reshape(-1, x.shape[1], width) for x in (padded, keys, values)]
+    mixed = jax.lax.map(attend_head, tuple(each)).reshape(batch, heads, -1, width)
+    return mixed[:, :, :length].swapaxes(1, 2)

@@ -1,7 +1,7 @@
 """Which network a checkpoint is of, and its tensors' official names where diffusers or transformers renamed them.
 
 Sources: `scripts/convert_wan_to_diffusers.py` of diffusers (WanTransformer3DModel; AutoencoderKLWan in its 2.2 form)
-and UMT5EncoderModel of transformers. Only names differ, never shapes.
+and UMT5EncoderModel of transformers; tests/parity reads what these packages write. Only names differ, never shapes.
 """
 
 from __future__ import annotations
