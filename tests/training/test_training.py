@@ -38,7 +38,8 @@ def examples(model, source, tmp_path_factory):
     """Encoded examples of both kinds, and the tokenizer they were made with."""
     folder = tmp_path_factory.mktemp("examples")
     tokenizer = train_tokenizer([record["caption"] for record in source], 300, folder / "tokenizer.json")
-    params = {"autoencoder": jax.jit(lambda key: model.init("autoencoder", key))(jax.random.key(0))}
+    names = ("autoencoder", "inpainter")
+    params = {name: jax.jit(lambda key, n=name: model.init(n, key))(jax.random.key(0)) for name in names}
     for kind in KINDS:
         build_examples(model, params, source, tokenizer, folder, kind, shard_size=2, say=lambda line: None)
     return folder, tokenizer, params
