@@ -38,28 +38,41 @@ def reference_attention(
 
 
 def blockwise_attention(
-    queries: Float[Array, "b l heads d"], keys: Float[Array, "b m heads d"], values: Float[Array, "b m heads d"]
+    queries: Float[Array, "b l heads d"],
+    keys: Float[Array, "b m heads d"],
+    values: Float[Array, "b m heads d"],
+    *,
+    head_by_head: bool | None = None,
 ) -> Float[Array, "b l heads d"]:
-    """The same with the logits of one head and 256 queries in memory at a time, recomputed in the backward pass.
+    """The same with the logits of 256 queries in memory at a time, recomputed in the backward pass.
 
     On one CPU core (b 1, l 2000, heads 6, d 128, float32) 68 ms forward and 213 ms with gradients, against 203 and 476
     of the reference; at the released length the reference would hold 68 GB of logits.
-    """
-    batch, length, heads, width = queries.shape
-    padded = jnp.pad(queries * width**-0.5, ((0, 0), (0, -length % _BLOCK), (0, 0), (0, 0)))
 
-    def attend_head(head):
-        queries, keys, values = head
+    Args:
+        head_by_head: one head after another, so that its logits stay in a CPU's cache; else all heads at once, which
+            fills an accelerator and lets heads be sharded. By default as the backend likes it.
+    """
+    width, length = queries.shape[-1], queries.shape[1]
+    padded = jnp.pad(queries * width**-0.5, ((0, 0), (0, -length % _BLOCK), (0, 0), (0, 0)))
+    heads_first = tuple(x.swapaxes(1, 2) for x in (padded, keys, values))
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        """[..., l, d] over [..., m, d]."""
 
         @jax.checkpoint
-        def attend_block(block):
-            logits = jnp.matmul(block, keys.T, preferred_element_type=jnp.float32)
+        def attend_block(block: Array) -> Array:
+            logits = jnp.einsum("...qd,...kd->...qk", block, k, preferred_element_type=jnp.float32)
             weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-            mixed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
             return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(block.dtype)
 
-        return jax.lax.map(attend_block, queries.reshape(-1, _BLOCK, width)).reshape(-1, width)
+        blocks = jnp.moveaxis(q.reshape(*q.shape[:-2], -1, _BLOCK, width), -3, 0)
+        return jnp.moveaxis(jax.lax.map(attend_block, blocks), 0, -3).reshape(q.shape)
 
-    each = [x.swapaxes(1, 2).reshape(-1, x.shape[1], width) for x in (padded, keys, values)]
-    mixed = jax.lax.map(attend_head, tuple(each)).reshape(batch, heads, -1, width)
+    if jax.default_backend() == "cpu" if head_by_head is None else head_by_head:
+        flat = tuple(x.reshape(-1, *x.shape[2:]) for x in heads_first)
+        mixed = jax.lax.map(lambda head: attend(*head), flat).reshape(heads_first[0].shape)
+    else:
+        mixed = attend(*heads_first)
     return mixed[:, :, :length].swapaxes(1, 2)

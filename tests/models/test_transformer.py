@@ -1,5 +1,6 @@
 """What must hold for the transformer whatever its weights are."""
 
+import functools
 from dataclasses import replace
 from functools import partial
 
@@ -188,7 +189,8 @@ def test_attention_equals_softmax_average(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (2, n, 3, 8)) for key, n in zip(keys, (5, 7, 7), strict=True))
     q = q.at[0, 0].mul(100.0)  # logits far beyond what exp can hold without the shift
-    for run_attention in (attention, reference_attention, blockwise_attention):
+    all_heads = functools.partial(blockwise_attention, head_by_head=False)
+    for run_attention in (attention, reference_attention, blockwise_attention, all_heads):
         expected = jax.nn.dot_product_attention(q, k, v)
         np.testing.assert_allclose(run_attention(q, k, v), expected, atol=2e-6)
 
