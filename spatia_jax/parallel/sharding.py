@@ -112,6 +112,11 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
+def on_every_device(tree: Any) -> Any:
+    """For use under jit: the same arrays, whole on every device of the mesh in use (`jax.set_mesh`), if any."""
+    return tree if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
 def _matrix_axes(path: str) -> tuple[_Axes, _Axes]:
     """The axes of the mesh for the last two axes of the array at `path`."""
     layer, _, name = path.removesuffix(".value").rpartition(".")  # nnx.State has its arrays at `.value`

@@ -47,14 +47,11 @@ def network_hash(folder: Path, network: str) -> str:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Everything in a folder of weights by its name: networks, tokenizer, record."""
-    return {entry.name: entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")}
+    """Everything in a folder of weights by its name without ending: networks, tokenizer, record."""
+    return {entry.stem: entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")}
 
 
 def weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of everything in a folder of weights by its name; recorded hashes are believed, not computed again."""
-    recorded = read_record(folder)
-    others = {name: file for name, file in weight_files(folder).items() if name.split(".")[0] not in recorded}
-    return {name: sha256(file) for name, file in others.items()} | {
-        name: entry["sha256"] for name, entry in recorded.items()
-    }
+    """SHA-256 of what is in a folder of weights; recorded hashes are believed, not computed again."""
+    recorded = {name: entry["sha256"] for name, entry in read_record(folder).items()}
+    return {name: sha256(file) for name, file in weight_files(folder).items() if name not in recorded} | recorded
