@@ -2,8 +2,8 @@
 
 The folder holds one Orbax checkpoint a network (or one safetensors file), the tokenizer, and `weights.json`, which
 records the SHA-256 of what each network was made from and of what was written. Orbax, because the hosts of a pod read
-it in parallel, each its own pieces, and because that is what training writes. It takes a stacked parameter at once:
-the largest of the transformer has 5 GB in float32. Safetensors are written with 64 MB in memory, and are one file to
+it in parallel, each its own pieces, and because that is what training writes. It takes twice the largest stacked
+parameter in memory, which has 5 GB in float32. Safetensors are written with 64 MB in memory, and are one file to
 carry around; whatever reads weights takes both.
 """
 
