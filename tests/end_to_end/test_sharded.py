@@ -14,6 +14,7 @@ from spatia_jax.weights.orbax import write_orbax
 from spatia_jax.weights.store import read_arrays
 
 CLIPS = 2
+CACHE = ("--text-cache", "texts")
 PROGRAM = """
 import sys, jax
 jax.config.update("jax_num_cpu_devices", 4)
@@ -73,6 +74,26 @@ def test_four_devices_give_the_frames_of_one(micro, whole, mixed, tmp_path):
     # Products are summed in another order; a byte may fall to the other side.
     assert difference.max() <= 2
     assert (difference > 0).mean() < 0.01
+
+
+def test_a_run_depends_on_no_cache(micro, whole, tmp_path):
+    """Same bits and same job, so that a run begun without a cache is resumed with one, and the other way round."""
+    jobs = []
+    for name, options in {"plain": (), "filling": CACHE, "filled": CACHE}.items():
+        options = [str(tmp_path / o) if o == CACHE[1] else o for o in options]
+        assert command.main(arguments(micro, micro.weights, tmp_path / name, *options)) == 0
+        np.testing.assert_array_equal(frames(tmp_path / name), whole)
+        jobs.append((tmp_path / name / "job.json").read_text())
+    assert len(set(jobs)) == 1
+    assert len(list((tmp_path / CACHE[1]).iterdir())) == 2
+
+
+def test_bfloat16_weights_are_another_run_with_nearly_the_same_frames(micro, whole, tmp_path):
+    options = arguments(micro, micro.weights, tmp_path / "out", "--weights-dtype", "bfloat16")
+    assert command.main(options) == 0
+    assert np.abs(frames(tmp_path / "out")[:5] - whole[:5]).mean() < 2
+    status = command.main([*arguments(micro, micro.weights, tmp_path / "out"), "--resume"])
+    assert status == 2
 
 
 def test_a_mesh_that_the_machine_does_not_have_is_refused(micro, tmp_path, capsys):
