@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
+from jaxtyping import Array
 
 from spatia_jax.cameras import Cameras, check_path, parse_path
 from spatia_jax.config import Experiment, load_experiment
@@ -22,15 +23,18 @@ from spatia_jax.io.atomic import atomic_write, recover_directory
 from spatia_jax.io.manifest import sha256, write_manifest
 from spatia_jax.io.progress import RolloutProgress
 from spatia_jax.model import Model, Params
+from spatia_jax.parallel import MeshConfig, make_mesh, param_shardings
 from spatia_jax.sampling import compiled
 from spatia_jax.sampling import inputs as door
 from spatia_jax.sampling.driver import Driver, decode_jointly
 from spatia_jax.sampling.outputs import KeptClip, keep_clip, load_clip, write_outputs
 from spatia_jax.sampling.saved_world import load_world, save_world
+from spatia_jax.sampling.texts import encode_texts
 from spatia_jax.stages import project
 from spatia_jax.state import Clip, ClipRequest, World
-from spatia_jax.text import NEGATIVE_PROMPT, Tokenizer
-from spatia_jax.weights.bundle import load_weights, weights_folder
+from spatia_jax.text import NEGATIVE_PROMPT
+from spatia_jax.weights.bundle import check_weights, load_network, weights_folder
+from spatia_jax.weights.record import weight_files, weight_hashes
 from spatia_jax.world import new_world
 
 DEFAULT_CLIPS = 4
@@ -56,6 +60,10 @@ class SampleArgs:
         negative_prompt: what guidance steers away from.
         clips: how many; by default as many as the camera file needs, or 4.
         weights: a folder of weights; those that come with the package by default.
+        weights_dtype: in which the large networks, transformer and text encoder, are held; what they compute in is
+            --transformer.dtype and --text-encoder.dtype.
+        mesh: devices to spread the networks over; 1 everywhere = all on one.
+        text_cache: a folder for encoded texts; with all in it, the text encoder is not loaded.
         output: a new or empty folder, or one to --resume.
         resume: go on where an interrupted run in --output stopped.
         from_world: a saved world to go on from, with another path or prompt.
@@ -78,6 +86,9 @@ class SampleArgs:
     negative_prompt: str = NEGATIVE_PROMPT
     clips: int | None = None
     weights: Path | None = None
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    mesh: MeshConfig = MeshConfig()
+    text_cache: Path | None = None
     output: Path = Path("outputs/sample")
     resume: bool = False
     from_world: Path | None = None
@@ -104,24 +115,40 @@ def parse_args(argv: list[str]) -> SampleArgs:
 
 def run(args: SampleArgs) -> None:
     """The whole job. Everything that can be wrong with the input is found before the first clip is begun."""
+    if args.mesh.num_devices == 1:
+        _run(args, None)
+    else:
+        mesh = make_mesh(args.mesh)
+        with jax.set_mesh(mesh):
+            _run(args, mesh)
+
+
+def _run(args: SampleArgs, mesh: Mesh | None) -> None:
     config = args.experiment
     _check_output(args)
     given = _read_inputs(args)
     weights = weights_folder(config.name, args.weights)
     model = Model(config)
-    params, tokenizer = load_weights(model, weights)
+    networks = [name for name in model.parts if name != "text_encoder"]
+    check_weights(model, weights, networks)
+    prompts = door.read_prompts(args.prompt or (() if args.prompts else given.default_prompt), args.prompts)
+    suffix = config.prompt_suffix
+    contexts = encode_texts(
+        model, weights, [*(prompt + suffix for prompt in prompts), args.negative_prompt],
+        mesh=mesh, dtype=args.weights_dtype, cache=args.text_cache,
+    )  # fmt: skip
+    params = {name: _load(args, model, weights, name, mesh) for name in networks}
     world = _starting_world(args, model, params, given)
 
     first = int(world.clip_index)
     cameras, clips, asked = _camera_path(args, given, world)
-    prompt = args.prompt or (() if args.prompts else given.default_prompt)
-    prompts = door.read_prompts(prompt, args.prompts, clips, print)
+    prompts = door.fit_prompts(prompts, clips, print)
     warnings = _path_warnings(cameras, world)
     for warning in warnings:
         print(f"note: {warning}")
     history = world.history if first else None
     world = _claim_output(args, world, _fingerprint(args, weights, prompts, cameras, given))
-    requests = _requests(model, params, tokenizer, args, prompts, cameras, given.moving, opening=first == 0)
+    requests = _requests(contexts, args, prompts, cameras, given.moving, opening=first == 0)
 
     def keep(index: int, before: World, after: World, clip: Clip, seconds: dict[str, float]) -> None:
         keep_clip(args.output, index, before, clip, seconds)
@@ -163,6 +190,13 @@ def _read_inputs(args: SampleArgs) -> door.Inputs:
     if args.sequence is not None:
         return door.sequence_inputs(args, print)
     return door.photo_inputs(args, print)
+
+
+def _load(args: SampleArgs, model: Model, weights: Path, name: str, mesh: Mesh | None) -> Params:
+    # Autoencoder and depth network compute in the type of their kernels, and are small: they stay float32.
+    dtype = args.weights_dtype if name in ("transformer", "lora") else None
+    shardings = None if mesh is None else param_shardings(model.abstract_params()[name], mesh)
+    return load_network(model, weights, name, shardings=shardings, dtype=dtype)
 
 
 def _starting_world(args: SampleArgs, model: Model, params: Params, given: door.Inputs) -> World:
@@ -208,9 +242,7 @@ def _path_warnings(cameras: Cameras, world: World) -> list[str]:
 
 
 def _requests(
-    model: Model,
-    params: Params,
-    tokenizer: Tokenizer,
+    contexts: dict[str, Array],
     args: SampleArgs,
     prompts: list[str],
     cameras: Cameras,
@@ -218,20 +250,12 @@ def _requests(
     *,
     opening: bool,
 ) -> list[ClipRequest]:
-    """One request for each clip. Each text is encoded once."""
-
-    @functools.cache
-    def context(text: str):
-        ids, mask = tokenizer.encode([text], args.experiment.clip.text_length)
-        return compiled.embed_text(model, params, ids, mask)[0]
-
-    suffix = args.experiment.prompt_suffix
-
+    """One request for each clip."""
     clip = args.experiment.clip
     parts = door.split_path(cameras, clip, opening=opening)
     masks = door.split_masks(moving, cameras, clip, opening=opening)
     return [
-        ClipRequest(part, context(prompt + suffix), context(args.negative_prompt), mask)
+        ClipRequest(part, contexts[prompt + args.experiment.prompt_suffix], contexts[args.negative_prompt], mask)
         for part, prompt, mask in zip(parts, prompts, masks, strict=True)
     ]
 
@@ -244,7 +268,8 @@ def _fingerprint(args: SampleArgs, weights: Path, prompts: list[str], cameras: C
         "prompts": prompts,
         "negative_prompt": args.negative_prompt,
         "files": {name: sha256(file) for name, file in given.files.items()},
-        "weights": {file.name: sha256(file) for file in sorted(weights.iterdir()) if file.is_file()},
+        "weights": weight_hashes(weights),
+        "weights_dtype": args.weights_dtype,
         "cameras": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(cameras)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
@@ -298,7 +323,7 @@ def _finish(
         config=config,
         seed=args.seed,
         inputs=given.files,
-        weights={file.stem: file for file in sorted(weights.iterdir()) if file.is_file()},
+        weights=weight_files(weights),
         outputs={name: folder / name for name in ("video.mp4", "point_map.ply")},
     )
     if score is not None:

@@ -1,24 +1,41 @@
-"""Functions of a model under jit, compiled once a process for each model, whoever calls them."""
+"""Functions of a model under jit, compiled once a process for each model, whoever calls them.
+
+On a mesh, parameters lie where the caller put them, and what goes from piece to piece lies whole on every device: left
+to itself, XLA gives each result another layout, and every layout would be compiled for.
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import jax
 
 from spatia_jax import diffusion, world
 from spatia_jax.model import Model, Params
+from spatia_jax.parallel import on_every_device
 from spatia_jax.stages import denoiser, given
 from spatia_jax.state import Conditions
 
-observe = jax.jit(world.observe, static_argnames="model")
-estimate_view_depth = jax.jit(world.estimate_view_depth, static_argnames="model")
-embed_text = jax.jit(Model.embed_text, static_argnums=0)
+
+def _jit(function: Callable, static: tuple[str, ...] = ()) -> Callable:
+    @functools.wraps(function)
+    def gathered(*args, **kwargs):
+        return on_every_device(function(*args, **kwargs))
+
+    return jax.jit(gathered, static_argnames=static)
+
+
+observe = _jit(world.observe, ("model",))
+estimate_view_depth = _jit(world.estimate_view_depth, ("model",))
+embed_text = _jit(Model.embed_text, ("self",))
 
 # A clip in three pieces.
-before_denoising = jax.jit(world.before_denoising, static_argnames=("model", "opening"))
-after_denoising = jax.jit(world.after_denoising, static_argnames=("model", "opening"))
+before_denoising = _jit(world.before_denoising, ("model", "opening"))
+after_denoising = _jit(world.after_denoising, ("model", "opening"))
 
 
-@jax.jit
+@_jit
 def init_state(conditions: Conditions) -> diffusion.SamplerState:
     """The sampler before its first step."""
     return diffusion.init_state(conditions.noise, clean=conditions.clean, is_clean=conditions.is_clean)
@@ -30,7 +47,7 @@ def _denoising_step(
     return diffusion.step(denoiser(model, params, conditions), state, row, **given(model, conditions))
 
 
-denoising_step = jax.jit(_denoising_step, static_argnames="model")
+denoising_step = _jit(_denoising_step, ("model",))
 
 
 encode = jax.jit(Model.encode, static_argnums=0)

@@ -175,8 +175,8 @@ def read_path(
     return None, given
 
 
-def read_prompts(prompt: tuple[str, ...], file: Path | None, clips: int, say: Say) -> list[str]:
-    """One prompt for each clip: the last one is repeated if there are too few, extra ones are left out (spec 2.2)."""
+def read_prompts(prompt: tuple[str, ...], file: Path | None) -> list[str]:
+    """The prompts that were given on the command line or in a file, at least one; "" where nothing was said."""
     if prompt and file is not None:
         raise InputError("give either --prompt or --prompts FILE, not both")
     lines = list(prompt)
@@ -191,10 +191,14 @@ def read_prompts(prompt: tuple[str, ...], file: Path | None, clips: int, say: Sa
             raise InputError(f"{file}: the prompt file is empty; it holds one prompt a line, one line a clip")
     if any(not line.strip() for line in lines):
         raise InputError("--prompt is empty; describe the place, or leave the option out")
-    lines = lines or [""]
-    if len(lines) > clips:
-        say(f"{len(lines)} prompts for {clips} clips: the last {len(lines) - clips} are not used")
-    return (lines + [lines[-1]] * clips)[:clips]
+    return lines or [""]
+
+
+def fit_prompts(prompts: list[str], clips: int, say: Say) -> list[str]:
+    """One prompt for each clip: the last one is repeated if there are too few, extra ones are left out (spec 2.2)."""
+    if len(prompts) > clips:
+        say(f"{len(prompts)} prompts for {clips} clips: the last {len(prompts) - clips} are not used")
+    return (prompts + [prompts[-1]] * clips)[:clips]
 
 
 def fit_length(

@@ -37,7 +37,7 @@ class Tokenizer:
         Raises:
             InputError: there is no such file, or it is neither.
         """
-        file = _find(Path(path))
+        file = find_tokenizer(path)
         read = _read_json if file.suffix == ".json" else _read_sentencepiece
         split, (pad, eos), vocab_size = read(file)
         if pad is None or eos is None or min(pad, eos) < 0:
@@ -60,6 +60,20 @@ class Tokenizer:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True
         return ids, mask
+
+
+def find_tokenizer(path: str | Path) -> Path:
+    """The tokenizer at `path`: the file itself, or the `tokenizer.json` or `spiece.model` in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    candidates = [path / name for name in ("tokenizer.json", "spiece.model")] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"no tokenizer at {path}; expected a tokenizer.json, a spiece.model, or a folder with one")
 
 
 def clean(text: str) -> str:
@@ -92,14 +106,6 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, path: str | Path) 
     learner.train_from_iterator((clean(caption) for caption in captions), trainer)
     learner.save(str(path))
     return Tokenizer.load(path)
-
-
-def _find(path: Path) -> Path:
-    candidates = [path / name for name in ("tokenizer.json", "spiece.model")] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise InputError(f"no tokenizer at {path}; expected a tokenizer.json, a spiece.model, or a folder with one")
 
 
 def _read_json(file: Path):

@@ -26,7 +26,8 @@ from spatia_jax.training.loop import fit
 from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective, InpainterObjective
 from spatia_jax.training.sources import crop_batches, depth_batches
 from spatia_jax.training.views import build_views, view_batches
-from spatia_jax.weights.store import load_params, save_params
+from spatia_jax.weights.bundle import load_network
+from spatia_jax.weights.store import save_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _train_generator(model, source, output, weights, stage: str, *, opening_shar
 
 
 def _load(model: Model, weights: Path, *names: str) -> dict[str, Params]:
-    return {name: load_params(weights / f"{name}.safetensors", model.abstract_params()[name]) for name in names}
+    return {name: load_network(model, weights, name) for name in names}
 
 
 def _tokenizer(model: Model, source: Source[dict], weights: Path) -> Tokenizer:

@@ -42,6 +42,7 @@ class ConvertArgs:
         config: the experiment whose sizes they have; by default the released sizes.
         networks: which to convert.
         dtype: of the new files; "stored" changes nothing.
+        format: one Orbax folder a network, or one safetensors file.
     """
 
     source: Annotated[Path, tyro.conf.arg(name="from")]
@@ -49,6 +50,7 @@ class ConvertArgs:
     config: Path | None = None
     networks: tuple[Network, ...] = get_args(Network)
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    format: Literal["orbax", "safetensors"] = "orbax"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def main() -> None:
         case InspectArgs():
             inspect(args.path, sizes)
         case ConvertArgs():
-            convert(args.source, args.target, sizes, networks=args.networks, dtype=args.dtype)
+            convert(args.source, args.target, sizes, networks=args.networks, dtype=args.dtype, format=args.format)
         case ExportArgs():
             export(args.weights, args.target, sizes)
 

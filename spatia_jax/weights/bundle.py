@@ -1,14 +1,18 @@
-"""All weights of an experiment from one folder, or those that come with the package."""
+"""The weights of an experiment from one folder, network by network, or those that come with the package."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
 from spatia_jax.text import Tokenizer
-from spatia_jax.weights.store import load_params
+from spatia_jax.weights.store import find_params, load_params, misfits
 
 
 def weights_folder(experiment: str, given: Path | None) -> Path:
@@ -27,8 +31,37 @@ def weights_folder(experiment: str, given: Path | None) -> Path:
     return embedded
 
 
+def check_weights(model: Model, folder: Path, networks: Iterable[str]) -> None:
+    """Raises InputError with all that is missing, unknown or mis-shaped in any of `networks`; reads headers only."""
+    found = {find_params(folder, name): name for name in networks}
+    problems = {path: misfits(path, model.abstract_params()[name]) for path, name in found.items()}
+    lines = [f"{path} does not fit this config: " + "; ".join(wrong) for path, wrong in problems.items() if wrong]
+    if lines:
+        raise InputError(". ".join(lines))
+
+
+def load_network(model: Model, folder: Path, name: str, *, shardings: Any = None, dtype: Any = None) -> Params:
+    """Parameters of one network, each device's pieces straight to it.
+
+    Args:
+        shardings: where they lie: a pytree like the parameters (`parallel.param_shardings`); None: the default device.
+        dtype: of kernels, embeddings and LoRA factors, which are nearly all the bytes; None: the model's own, float32.
+            Norms, biases, modulation and position tables always have the model's own, in which they are computed.
+
+    Raises:
+        InputError: it is not there, not whole, or does not fit the config; all differences are listed.
+    """
+
+    def leaf(path: tuple, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.ShapeDtypeStruct:
+        matrix = jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "embedding", "down", "up")
+        own = dtype if dtype is not None and matrix else shape.dtype
+        return jax.ShapeDtypeStruct(shape.shape, own, sharding=sharding)
+
+    abstract = model.abstract_params()[name]
+    rest = () if shardings is None else (shardings,)
+    return load_params(find_params(folder, name), jax.tree_util.tree_map_with_path(leaf, abstract, *rest))
+
+
 def load_weights(model: Model, folder: Path) -> tuple[Params, Tokenizer]:
-    """Parameters of all networks, and the tokenizer that goes with them."""
-    abstract = model.abstract_params()
-    params = {name: load_params(folder / f"{name}.safetensors", abstract[name]) for name in model.parts}
-    return params, Tokenizer.load(folder)
+    """Parameters of all networks on the default device, and the tokenizer that goes with them."""
+    return {name: load_network(model, folder, name) for name in model.parts}, Tokenizer.load(folder)

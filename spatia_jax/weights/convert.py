@@ -1,9 +1,10 @@
 """A downloaded release into a folder that `--weights` takes, and back: network by network, piece by piece.
 
-The folder holds one safetensors file a network, the tokenizer, and `weights.json`, which records the SHA-256 of what
-each file was made from. Safetensors and not Orbax, because its header is known before its data: a layer is written as
-soon as it is read, where Orbax would need each stacked parameter whole in memory (5 GB for one of UMT5-XXL in float32),
-and because it is what `weights.bundle` reads.
+The folder holds one Orbax checkpoint a network (or one safetensors file), the tokenizer, and `weights.json`, which
+records the SHA-256 of what each network was made from and of what was written. Orbax, because the hosts of a pod read
+it in parallel, each its own pieces, and because that is what training writes. It takes twice the largest stacked
+parameter in memory, which has 5 GB in float32. Safetensors are written with 64 MB in memory, and are one file to
+carry around; whatever reads weights takes both.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from typing import Any
 import numpy as np
 
 from spatia_jax.errors import InputError
-from spatia_jax.io.atomic import atomic_write, require_free_space
+from spatia_jax.io.atomic import atomic_write, recover_directory, require_free_space
 from spatia_jax.io.manifest import sha256
-from spatia_jax.weights.checkpoints import Checkpoint, open_checkpoint
+from spatia_jax.weights.checkpoints import Checkpoint
 from spatia_jax.weights.layouts import NETWORKS, Arrays, Sizes, check, export_network, import_network, slots_of
 from spatia_jax.weights.names import recognise
+from spatia_jax.weights.orbax import write_orbax
+from spatia_jax.weights.record import read_record, write_record
 from spatia_jax.weights.release import Release, find_release
+from spatia_jax.weights.store import find_params, read_arrays
 from spatia_jax.weights.streams import BFLOAT16, Mapped, nbytes, write_safetensors
 
-RECORD = "weights.json"
+ENDINGS = {"orbax": "", "safetensors": ".safetensors"}
 DTYPES = {"stored": None, "float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
 EXPORTED = {
     "transformer": "diffusion_pytorch_model.safetensors",
@@ -47,6 +51,7 @@ def convert(
     *,
     networks: Iterable[str] = NETWORKS,
     dtype: str = "stored",
+    format: str = "orbax",
     say: Say = print,
 ) -> None:
     """Writes `networks` and the tokenizer of the release in `source` into `target`.
@@ -56,11 +61,15 @@ def convert(
 
     Args:
         dtype: of the new files: a key of DTYPES; "stored" keeps the type of the input.
+        format: a key of ENDINGS: a folder or a file for each network.
 
     Raises:
-        InputError: something is missing or does not fit, or the disk would be full.
+        InputError: something is missing or does not fit, `target` holds one of the networks in another format, or the
+            disk would be full.
     """
     networks = list(networks)
+    outputs = {network: target / (network + ENDINGS[format]) for network in networks}
+    _refuse_other_formats(target, outputs)
     release = find_release(source, sizes)
     slots = {network: slots_of(network, sizes) for network in networks}
     # Who converts single networks may have the tokenizer elsewhere.
@@ -69,16 +78,16 @@ def convert(
 
     record = read_record(target)
     arrays = {network: _arrays(release, slots[network], sizes, network) for network in networks}
-    recipes = {network: _recipe(release, slots[network], arrays[network], dtype) for network in networks}
-    open_ones = [network for network in networks if not _is_done(target, record, network, recipes[network], say)]
+    recipes = {network: _recipe(release, slots[network], arrays[network], dtype, format) for network in networks}
+    open_ones = [n for n in networks if not _is_done(outputs[n], record.get(n), n, recipes[n], say)]
     needed = sum(nbytes(array, DTYPES[dtype]) for network in open_ones for array in arrays[network].values())
     require_free_space(target, needed)
     for network in open_ones:
-        file = target / f"{network}.safetensors"
-        say(f"{network}: writing {len(arrays[network])} parameters to {file}")
-        write_safetensors(file, arrays.pop(network), DTYPES[dtype])
-        record[network] = {**recipes[network], "sha256": sha256(file)}
-        _write_record(target, record)
+        say(f"{network}: writing {len(arrays[network])} parameters to {outputs[network]}")
+        write = write_orbax if format == "orbax" else write_safetensors
+        write(outputs[network], arrays.pop(network), DTYPES[dtype])
+        record[network] = {**recipes[network], "sha256": sha256(outputs[network])}
+        write_record(target, record)
     if "text_encoder" in networks and release.tokenizer:
         _copy(release.tokenizer, target / release.tokenizer.name)
 
@@ -89,11 +98,11 @@ def export(weights: Path, target: Path, sizes: Sizes, *, say: Say = print) -> No
     Raises:
         InputError: no network there, or one that does not fit `sizes`.
     """
-    networks = [network for network in NETWORKS if (weights / f"{network}.safetensors").is_file()]
+    networks = [n for n in NETWORKS if (weights / n).is_dir() or (weights / f"{n}.safetensors").is_file()]
     if not networks:
-        raise InputError(f"{weights}: holds no weights ({', '.join(f'{n}.safetensors' for n in NETWORKS)})")
+        raise InputError(f"{weights}: holds no weights, neither folders nor .safetensors of {', '.join(NETWORKS)}")
     for network in networks:
-        arrays = {n: a.view(Mapped) for n, a in open_checkpoint(weights / f"{network}.safetensors").items()}
+        arrays = {name: array.view(Mapped) for name, array in read_arrays(find_params(weights, network)).items()}
         for slot, tensors in export_network(network, arrays, sizes).items():
             file = target / EXPORTED[slot]
             say(f"{slot}: writing {len(tensors)} tensors to {file}")
@@ -115,45 +124,33 @@ def describe(checkpoint: Checkpoint, sizes: Sizes) -> tuple[list[str], list[str]
     return [*lines, f"  {naming.slot}, {naming.form} names"], check(naming, checkpoint, sizes)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `convert` wrote about each network in `folder`; empty where it has not been.
-
-    Raises:
-        InputError: there is a record that cannot be read.
-    """
-    path = folder / RECORD
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["networks"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a record of converted weights ({error!r}); remove it to convert anew") from error
-
-
-def _write_record(folder: Path, networks: Mapping[str, Any]) -> None:
-    with atomic_write(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps({"networks": networks}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _recipe(release: Release, slots: tuple[str, ...], arrays: Arrays, dtype: str) -> dict[str, Any]:
-    """What a file of ours is made from and how: equal recipes make equal files."""
+def _recipe(release: Release, slots: tuple[str, ...], arrays: Arrays, dtype: str, format: str) -> dict:
+    """What a network of ours is made from and how: equal recipes make equal arrays."""
     parts = [release.parts[slot] for slot in slots]
     files = sorted(file for part in parts for file in part.checkpoint.files)
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     return {
         "inputs": {file.relative_to(release.folder).as_posix(): sha256(file) for file in files},
         "dtype": dtype,
+        "format": format,
         "layout": hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest(),
     }
 
 
-def _is_done(folder: Path, record: Mapping[str, Any], network: str, recipe: Mapping[str, Any], say: Say) -> bool:
-    file, old = folder / f"{network}.safetensors", record.get(network)
-    if not old or not file.is_file() or any(old.get(key) != value for key, value in recipe.items()):
+def _refuse_other_formats(target: Path, outputs: Mapping[str, Path]) -> None:
+    for network, output in outputs.items():
+        for other in (target / (network + ending) for ending in ENDINGS.values()):
+            if other != output and other.exists():
+                raise InputError(f"{other}: holds the {network} in another format; remove it, or choose another folder")
+
+
+def _is_done(output: Path, old: Mapping[str, Any] | None, network: str, recipe: Mapping[str, Any], say: Say) -> bool:
+    recover_directory(output)
+    if not old or not output.exists() or any(old.get(key) != value for key, value in recipe.items()):
         return False
-    if sha256(file) != old.get("sha256"):
+    if sha256(output) != old.get("sha256"):
         return False
-    say(f"{network}: {file} is there already, from the same inputs")
+    say(f"{network}: {output} is there already, from the same inputs")
     return True
 
 

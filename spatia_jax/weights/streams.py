@@ -20,7 +20,7 @@ from spatia_jax.weights.checkpoints import SAFETENSORS_DTYPES
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-_PIECE = 1 << 26  # bytes that are copied at once
+PIECE = 1 << 26  # bytes that are copied, or stored, at once
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,29 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray | Stacked], d
                 file.write(np.ascontiguousarray(piece, dtype or tensor.dtype).reshape(-1).view(np.uint8).data)
 
 
+def assemble(tensor: np.ndarray | Stacked, dtype: np.dtype | None = None) -> np.ndarray:
+    """The tensor as one array in memory, converted to `dtype` layer by layer; a mapped one comes as it is."""
+    if isinstance(tensor, Stacked):
+        whole = np.empty(tensor.shape, dtype or tensor.dtype)
+        for row, layer in zip(whole, tensor.layers, strict=True):
+            row[...] = layer
+        return whole
+    return np.asarray(tensor).astype(dtype or tensor.dtype, copy=False)
+
+
 def nbytes(tensor: np.ndarray | Stacked, dtype: np.dtype | None) -> int:
     """Size in a file written with `dtype`."""
     return int(np.prod(tensor.shape, dtype=np.int64)) * (dtype or tensor.dtype).itemsize
 
 
 def _pieces(tensor: np.ndarray | Stacked) -> Iterator[np.ndarray]:
-    """Consecutive parts along the first axis, of about `_PIECE` bytes."""
+    """Consecutive parts along the first axis, of about `PIECE` bytes."""
     if isinstance(tensor, Stacked):
         for layer in tensor.layers:
             yield from _pieces(layer)
-    elif tensor.nbytes <= _PIECE or tensor.ndim == 0:
+    elif tensor.nbytes <= PIECE or tensor.ndim == 0:
         yield tensor
     else:
-        rows = max(1, _PIECE * len(tensor) // tensor.nbytes)
+        rows = max(1, PIECE * len(tensor) // tensor.nbytes)
         for start in range(0, len(tensor), rows):
             yield tensor[start : start + rows]

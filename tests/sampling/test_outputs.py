@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from spatia_jax.cameras import Cameras
-from spatia_jax.sampling.inputs import fit_length, read_prompts, split_path
+from spatia_jax.sampling.inputs import fit_length, fit_prompts, split_path
 from spatia_jax.sampling.outputs import closed_loop
 
 
@@ -39,7 +39,7 @@ def test_a_continuing_path_has_no_opening_clip(micro_config):
 
 def test_the_last_prompt_is_repeated_and_extra_ones_are_said():
     said = []
-    assert read_prompts(("a", "b"), None, 3, said.append) == ["a", "b", "b"]
+    assert fit_prompts(["a", "b"], 3, said.append) == ["a", "b", "b"]
     assert not said
-    assert read_prompts(("a", "b", "c"), None, 2, said.append) == ["a", "b"]
+    assert fit_prompts(["a", "b", "c"], 2, said.append) == ["a", "b"]
     assert "not used" in said[0]

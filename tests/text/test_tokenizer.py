@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 
 from spatia_jax import text
 from spatia_jax.errors import InputError
@@ -55,6 +56,37 @@ def spiece(tmp_path_factory):
         minloglevel=2,
     )
     return text.Tokenizer.load(f"{prefix}.model")
+
+
+@pytest.fixture(scope="module")
+def both_kinds(tmp_path_factory):
+    """One vocabulary with byte fallback, like UMT5's, as spiece.model and as the tokenizer.json made from it."""
+    folder = tmp_path_factory.mktemp("umt5")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS), model_prefix=str(folder / "spiece"), vocab_size=400, hard_vocab_limit=False,
+        byte_fallback=True, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.vocab_size())]
+    fast = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=2, byte_fallback=True))
+    fast.normalizer = tokenizers.normalizers.NFKC()
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
+    # What released files do besides: they add the end mark, and may cut and pad.
+    fast.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    fast.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast.enable_truncation(5)
+    fast.enable_padding(length=9)
+    fast.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name not in ("control", "surrogate", "marks")])
+def test_both_kinds_of_file_give_the_same_ids(both_kinds, name):
+    prompts = [ODD[name], CAPTIONS[0], f"{CAPTIONS[1]}  &amp;amp; {ODD[name][:40]}"]
+    fast, slow = (text.Tokenizer.load(both_kinds / file) for file in ("tokenizer.json", "spiece.model"))
+    assert (fast.pad, fast.eos, fast.vocab_size) == (slow.pad, slow.eos, slow.vocab_size)
+    for a, b in zip(fast.encode(prompts, 48), slow.encode(prompts, 48), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_ids_of_the_marks_are_those_of_umt5(trained, spiece):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
+import pkgutil
 import shutil
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +20,20 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from weights.synthetic_release import SIZES, TOKENIZER, official_tensors, write_release
 
-import spatia_jax
 from spatia_jax.config import load_experiment
 from spatia_jax.errors import InputError
+from spatia_jax.io.manifest import sha256
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.weights import autoencoder, depth, text_encoder, transformer
 from spatia_jax.weights.__main__ import inspect
-from spatia_jax.weights.checkpoints import open_checkpoint
 from spatia_jax.weights.convert import EXPORTED, convert, export
 from spatia_jax.weights.layouts import ReleasedSizes, check, official_shapes
 from spatia_jax.weights.names import recognise
+from spatia_jax.weights.record import network_hash, read_record
 from spatia_jax.weights.release import find_release
-from spatia_jax.weights.store import load_params
+from spatia_jax.weights.store import find_params, load_params, read_arrays
+from spatia_jax.weights.streams import assemble
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +50,16 @@ def downloads(official, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def converted(downloads, tmp_path_factory):
+    """As safetensors."""
     folder = tmp_path_factory.mktemp("weights")
+    convert(downloads, folder, SIZES, format="safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def orbax(downloads, tmp_path_factory):
+    """As Orbax folders."""
+    folder = tmp_path_factory.mktemp("orbax")
     convert(downloads, folder, SIZES)
     return folder
 
@@ -74,7 +88,9 @@ def test_everything_is_found_wherever_it_lies(downloads, official):
     assert len(release.parts["transformer"].checkpoint.files) == 3
 
 
-def test_converted_files_load_as_the_imports_make_them(converted, official):
+@pytest.mark.parametrize("form", ["converted", "orbax"])
+def test_converted_networks_load_as_the_imports_make_them(form, request, official):
+    folder = request.getfixturevalue(form)
     states = {
         "transformer": transformer.from_official(SIZES.transformer, official["transformer"], official["control"]),
         "autoencoder": autoencoder.from_official(SIZES.autoencoder, official["autoencoder"]),
@@ -84,21 +100,21 @@ def test_converted_files_load_as_the_imports_make_them(converted, official):
     for network, state in states.items():
         wanted = nnx.to_pure_dict(state)
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
-        loaded = load_params(converted / f"{network}.safetensors", abstract)
+        loaded = load_params(find_params(folder, network), abstract)
         jax.tree.map(np.testing.assert_array_equal, loaded, wanted)
 
 
 def test_the_lora_keeps_its_factors(converted, official):
-    lora = load_file(converted / "lora.safetensors")
-    assert set(lora) == {
-        f"{path}.{side}" for path in ("self_attn.q", "cross_attn.q", "ffn.up", "ffn.down") for side in ("down", "up")
-    }
+    lora = read_arrays(find_params(converted, "lora"))
+    paths = ("self_attn.q", "cross_attn.q", "ffn.up", "ffn.down")
+    assert set(lora) == {f"{path}.{side}" for path in paths for side in ("down", "up")}
     b = official["lora"]["pipe.dit.blocks.7.ffn.0.lora_B.default.weight"]
     np.testing.assert_array_equal(lora["ffn.up.up"][7], b.T)
 
 
-def test_the_round_trip_is_exact(converted, official, tmp_path):
-    export(converted, tmp_path / "out", SIZES)
+@pytest.mark.parametrize("form", ["converted", "orbax"])
+def test_the_round_trip_is_exact(form, request, converted, official, tmp_path):
+    export(request.getfixturevalue(form), tmp_path / "out", SIZES)
     for slot, tensors in official.items():
         exported = load_file(tmp_path / "out" / EXPORTED[slot])
         assert set(exported) == set(tensors)
@@ -106,57 +122,98 @@ def test_the_round_trip_is_exact(converted, official, tmp_path):
             assert exported[name].dtype == tensor.dtype, name
             np.testing.assert_array_equal(exported[name], tensor)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == TOKENIZER.read_bytes()
-    convert(tmp_path / "out", tmp_path / "again", SIZES)
+    convert(tmp_path / "out", tmp_path / "again", SIZES, format="safetensors")
     for file in converted.glob("*.safetensors"):
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_bfloat16_rounds_each_value(downloads, converted, tmp_path):
-    convert(downloads, tmp_path, SIZES, networks=["autoencoder"], dtype="bfloat16")
+    convert(downloads, tmp_path, SIZES, networks=["autoencoder"], dtype="bfloat16", format="safetensors")
     wide, narrow = (load_file(folder / "autoencoder.safetensors") for folder in (converted, tmp_path))
     for name, tensor in narrow.items():
         np.testing.assert_array_equal(tensor, wide[name].astype(ml_dtypes.bfloat16))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["autoencoder.safetensors", "weights.json"]
 
 
-def test_what_is_done_is_skipped_and_what_changed_is_not(copy, official, tmp_path):
+@pytest.mark.parametrize("form", ["orbax", "safetensors"])
+def test_what_is_done_is_skipped_and_what_changed_is_not(form, copy, official, tmp_path):
     target, said = tmp_path / "weights", []
     networks = ["autoencoder", "lora"]
-    convert(copy, target, SIZES, networks=networks, say=said.append)
-    stamps = {name: (target / f"{name}.safetensors").stat().st_mtime_ns for name in networks}
+    convert(copy, target, SIZES, networks=networks, format=form, say=said.append)
+    stamps = {name: find_params(target, name).stat().st_mtime_ns for name in networks}
     time.sleep(0.01)
     other = {name: tensor + 1 for name, tensor in official["lora"].items()}
     save_file(other, copy / "Spatia" / "lora_weights_10000.safetensors")
     said.clear()
-    convert(copy, target, SIZES, networks=networks, say=said.append)
+    convert(copy, target, SIZES, networks=networks, format=form, say=said.append)
     assert len(said) == 2
     assert "autoencoder" in said[0]
     assert "already" in said[0]
-    assert (target / "autoencoder.safetensors").stat().st_mtime_ns == stamps["autoencoder"]
-    assert (target / "lora.safetensors").stat().st_mtime_ns > stamps["lora"]
-    # A file of ours that was damaged is made anew.
-    (target / "autoencoder.safetensors").write_bytes(b"x")
-    convert(copy, target, SIZES, networks=["autoencoder"])
-    open_checkpoint(target / "autoencoder.safetensors")
+    assert find_params(target, "autoencoder").stat().st_mtime_ns == stamps["autoencoder"]
+    assert find_params(target, "lora").stat().st_mtime_ns > stamps["lora"]
+    # What was damaged is made anew.
+    written = find_params(target, "autoencoder")
+    whole = {name: array.copy() for name, array in read_arrays(written).items()}
+    max([written, *written.rglob("*")], key=lambda path: path.is_file() and path.stat().st_size).write_bytes(b"x")
+    convert(copy, target, SIZES, networks=["autoencoder"], format=form)
+    for name, array in read_arrays(written).items():
+        np.testing.assert_array_equal(array, whole[name])
 
 
-def test_a_conversion_that_dies_goes_on_and_leaves_no_part(copy, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("form", "step"), [("orbax", "orbax.assemble"), ("safetensors", "streams._pieces")])
+def test_a_conversion_that_dies_goes_on_and_leaves_no_part(form, step, copy, tmp_path, monkeypatch):
     target = tmp_path / "weights"
-    writer = spatia_jax.weights.convert.write_safetensors
+    name = f"spatia_jax.weights.{step}"
+    work, calls = pkgutil.resolve_name(name), itertools.count()
 
-    def dies(path, tensors, dtype):
-        if path.stem == "lora":
-            raise KeyboardInterrupt
-        writer(path, tensors, dtype)
+    def dies(*args):
+        if next(calls) == 196 + 3:  # the autoencoder is written, and half of the LoRA
+            raise RuntimeError("killed")
+        return work(*args)
 
-    monkeypatch.setattr("spatia_jax.weights.convert.write_safetensors", dies)
-    with pytest.raises(KeyboardInterrupt):
-        convert(copy, target, SIZES, networks=["autoencoder", "lora"])
-    assert sorted(file.name for file in target.iterdir()) == ["autoencoder.safetensors", "weights.json"]
+    monkeypatch.setattr(name, dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        convert(copy, target, SIZES, networks=["autoencoder", "lora"], format=form)
+    assert sorted(entry.name for entry in target.iterdir()) == [find_params(target, "autoencoder").name, "weights.json"]
     monkeypatch.undo()
     said = []
-    convert(copy, target, SIZES, networks=["autoencoder", "lora"], say=said.append)
+    convert(copy, target, SIZES, networks=["autoencoder", "lora"], format=form, say=said.append)
     assert ["already" in line for line in said] == [True, False]
+
+
+def test_a_network_is_never_whole_in_memory(downloads, tmp_path, monkeypatch):
+    """Those of the group before are gone when the next is made: the peak is a parameter or a group, not the network."""
+    alive, most = [], 0
+
+    def watched(tensor, dtype):
+        nonlocal most
+        gc.collect()
+        whole = assemble(tensor, dtype)
+        alive.append(weakref.ref(whole))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return whole
+
+    monkeypatch.setattr("spatia_jax.weights.orbax.assemble", watched)
+    monkeypatch.setattr("spatia_jax.weights.orbax._TOGETHER", 1)
+    convert(downloads, tmp_path, SIZES, networks=["text_encoder"], dtype="float32")
+    assert len(alive) == 12
+    assert most <= 2
+
+
+def test_a_network_in_two_formats_is_refused(downloads, orbax, converted, tmp_path):
+    shutil.copytree(orbax / "lora", tmp_path / "lora")
+    with pytest.raises(InputError, match="lora: holds the lora in another format"):
+        convert(downloads, tmp_path, SIZES, networks=["lora"], format="safetensors")
+    shutil.copy(converted / "lora.safetensors", tmp_path)
+    with pytest.raises(InputError, match=r"holds the lora twice, as lora\.safetensors and as lora/"):
+        find_params(tmp_path, "lora")
+
+
+def test_the_record_knows_the_hashes(orbax):
+    record = read_record(orbax)
+    assert record["transformer"]["format"] == "orbax"
+    assert len(record["transformer"]["inputs"]) == 4  # three shards and the control branch
+    assert record["transformer"]["sha256"] == sha256(orbax / "transformer") == network_hash(orbax, "transformer")
 
 
 def test_all_bad_keys_are_in_one_line(copy, official, tmp_path):
