@@ -1,4 +1,4 @@
-"""The device mesh of training: examples are split over the axis `data`, parameters are on every device."""
+"""The mesh of training's data parallelism: examples are split over `data`, parameters are on every device."""
 
 from __future__ import annotations
 
