@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.jit  # one call in the jaxpr, by whose name spatia_jax.plan knows it
 def attention(
     queries: Float[Array, "b l heads d"], keys: Float[Array, "b m heads d"], values: Float[Array, "b m heads d"]
 ) -> Float[Array, "b l heads d"]:
@@ -14,9 +15,13 @@ def attention(
     backend = jax.default_backend()
     if backend == "cpu":
         return reference_attention(queries, keys, values)
-    half_precision = queries.dtype in (jnp.bfloat16, jnp.float16)
-    implementation: Literal["cudnn"] | None = "cudnn" if backend == "gpu" and half_precision else None
+    implementation: Literal["cudnn"] | None = "cudnn" if is_fused(backend, queries.dtype) else None
     return jax.nn.dot_product_attention(queries, keys, values, implementation=implementation)
+
+
+def is_fused(platform: str, dtype: jax.typing.DTypeLike) -> bool:
+    """Whether `attention` on a platform ("cpu", "gpu", "tpu") never has all l x m weights in memory."""
+    return platform == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
 def reference_attention(

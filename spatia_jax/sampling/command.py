@@ -22,6 +22,8 @@ from spatia_jax.io.atomic import atomic_write, recover_directory
 from spatia_jax.io.manifest import sha256, write_manifest
 from spatia_jax.io.progress import RolloutProgress
 from spatia_jax.model import Model, Params
+from spatia_jax.parallel import MeshConfig
+from spatia_jax.plan import device_memory, nbytes, plan, require_fit
 from spatia_jax.sampling import compiled
 from spatia_jax.sampling import inputs as door
 from spatia_jax.sampling.driver import Driver
@@ -109,6 +111,7 @@ def run(args: SampleArgs) -> None:
     given = _read_inputs(args)
     weights = weights_folder(config.name, args.weights)
     model = Model(config)
+    _check_memory(model)
     params, tokenizer = load_weights(model, weights)
     world = _starting_world(args, model, params, given)
 
@@ -141,6 +144,15 @@ def _check_output(args: SampleArgs) -> None:
         raise InputError(
             f"--output {args.output} is not empty; choose another folder, or add --resume to go on with the run in it"
         )
+
+
+def _check_memory(model: Model) -> None:
+    """Says what a large model needs of the device, and refuses one that cannot fit, before anything is loaded."""
+    if nbytes(model.abstract_params()) < 2**30:
+        return
+    planned = plan(model.config, MeshConfig())
+    print(planned.line())
+    require_fit(planned, device_memory())
 
 
 def _read_inputs(args: SampleArgs) -> door.Inputs:
