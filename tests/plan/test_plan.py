@@ -168,11 +168,10 @@ def test_sample_says_and_refuses_before_it_loads(monkeypatch, capsys):
 def test_released_sizes_in_seconds():
     began = time.process_time()
     planned = plan(released(), MeshConfig(), weights_dtype="bfloat16", platform="gpu")
-    table = planned.table()
+    assert "frame bank" in planned.table()
     assert time.process_time() - began < 15
     assert row_bytes(planned, "transformer") == pytest.approx(2 * 6.40e9, rel=0.01)
     assert row_bytes(planned, "text_encoder") == pytest.approx(2 * 5.68e9, rel=0.01)
-    assert "6,4" in table
     assert len(planned.stages) == 9
 
 
