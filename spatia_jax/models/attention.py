@@ -8,16 +8,22 @@ _BLOCK = 256  # queries whose logits `blockwise_attention` holds at a time
 _MANY_LOGITS = 2**22  # from here on it is faster than `reference_attention`, whose logits no longer fit in a cache
 
 
+@jax.jit  # one call in the jaxpr, by whose name spatia_jax.plan knows it
 def attention(
     queries: Float[Array, "b l heads d"], keys: Float[Array, "b m heads d"], values: Float[Array, "b m heads d"]
 ) -> Float[Array, "b l heads d"]:
     """softmax(q k^T / sqrt(d)) v, with the softmax in float32 and the output in the dtype of `queries`."""
-    if jax.default_backend() == "gpu" and queries.dtype in (jnp.bfloat16, jnp.float16):
+    if is_fused(jax.default_backend(), queries.dtype):
         return jax.nn.dot_product_attention(queries, keys, values, implementation="cudnn")
     batch, length, heads, _ = queries.shape
     if batch * heads * length * keys.shape[1] > _MANY_LOGITS:
         return blockwise_attention(queries, keys, values)
     return reference_attention(queries, keys, values)
+
+
+def is_fused(platform: str, dtype: jax.typing.DTypeLike) -> bool:
+    """Whether `attention` on a platform ("cpu", "gpu", "tpu") never has all l x m weights in memory."""
+    return platform == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
 def reference_attention(

@@ -1,13 +1,15 @@
 """Causal video autoencoder: 1 + 4n frames to 1 + n latent frames and back (Wan2.2-VAE "38"; spec 2.8).
 
-A clip goes through in one call (`encode`, `decode`), or frame group by frame group in constant memory with the same
-numbers (`encode_streaming`, `decode_streaming`). Nothing depends on later frames.
+A clip goes through in one call (`encode`, `decode`), or frame group by frame group, and tile by tile, with the same
+numbers and activations of constant size (`encode_streaming`, `decode_streaming`). Nothing depends on later frames.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from jaxtyping import Float
 from spatia_jax.errors import InputError
 from spatia_jax.models.autoencoder_layers import (
     CausalConv,
+    Cut,
     Downsample,
     MiddleBlocks,
     ResidualBlock,
@@ -26,6 +29,7 @@ from spatia_jax.models.autoencoder_layers import (
     Upsample,
     average_down,
     duplicate_up,
+    whole_frame,
 )
 
 # fmt: off
@@ -61,6 +65,9 @@ class AutoencoderConfig:
         patch_size: side of the pixel squares that become channels before the first convolution.
         latent_mean, latent_std: [z_dim] statistics that normalise the latents. When not given: the released ones at 48
             channels, else 0 and 1.
+        streaming: whether `Model.encode` and `Model.decode` go through a video by `encode_streaming` and
+            `decode_streaming`, so that their activations do not grow with its length or the batch (docs/scale.md).
+        tile: latent rows and columns that streaming computes at a time; whole frames when not given.
     """
 
     dim: int = 160
@@ -73,8 +80,15 @@ class AutoencoderConfig:
     patch_size: int = 2
     latent_mean: tuple[float, ...] | None = None
     latent_std: tuple[float, ...] | None = None
+    streaming: bool = False
+    tile: tuple[int, int] | None = None
 
     def __post_init__(self):
+        if self.tile is not None and (not self.streaming or min(self.tile) < 1):
+            raise InputError(
+                f"tile is {self.tile} and streaming is {self.streaming}; a tile is rows and columns of latents, each"
+                " at least 1, and needs streaming"
+            )
         released = self.z_dim == len(RELEASED_MEAN)
         if self.latent_mean is None:
             object.__setattr__(self, "latent_mean", RELEASED_MEAN if released else (0.0,) * self.z_dim)
@@ -133,6 +147,104 @@ def _decoder_stages(config: AutoencoderConfig) -> list[tuple[int, int, int, int]
     widths = [config.dec_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
     factors = [*reversed(_factors(config)), (1, 1)]
     return [(i, o, *factor) for i, o, factor in zip(widths, widths[1:], factors, strict=False)]
+
+
+class Level(NamedTuple):
+    """A resolution on the way between pixels and latents: what a tile is there."""
+
+    scale: int  # rows and columns for each of the latents
+    margin: int  # rows and columns around the tile that are needed to compute it
+
+
+def _encoder_levels(config: AutoencoderConfig) -> list[Level]:
+    """Where `Encoder.reduce` cuts: before the first convolution, before each stage, and at its end."""
+    scale, margin, levels = 1, 0, [Level(1, 0)]
+    for _, _, time, space in reversed(_encoder_stages(config)[:-1]):
+        # With stride 2, output i sees 2i, 2i + 1, 2i + 2. Margins are even, so that windows begin at such an output.
+        margin = 2 * margin + 1 if space == 2 else margin + (time == 2)
+        margin, scale = margin + 2 * config.num_res_blocks, scale * space
+        levels.append(Level(scale, margin + margin % 2))
+    levels.append(Level(scale, margin + 1))
+    return levels[::-1]
+
+
+def _decoder_levels(config: AutoencoderConfig) -> list[Level]:
+    """Where `Decoder.enlarge` cuts: before each stage, and at its end."""
+    scale = config.space_factor // config.patch_size
+    margin, levels = 1, [Level(scale, 0)]
+    for _, _, time, space in reversed(_decoder_stages(config)):
+        margin = margin // 2 + 1 if space == 2 else margin + (time == 2)
+        margin, scale = margin + 2 * (config.num_res_blocks + 1), scale // space
+        levels.append(Level(scale, margin))
+    return levels[::-1]
+
+
+def _cutter(levels: Sequence[Level], size: tuple[int, int], tile: tuple[int, int], corner: Array) -> Cut:
+    """Cuts the window that one tile needs out of what was computed at the level before.
+
+    A window is the tile with its margin, moved to lie inside of the frame, so that all have one shape. Its border is
+    the border of the frame, where the networks pad with zeros, or so far from the tile that nothing there reaches it.
+
+    Arguments:
+        size, tile: rows and columns of the latents of a frame and of a tile.
+        corner: [2] the tile's first latent row and column.
+    """
+
+    def window(level: int, axis: int) -> tuple[Array, int]:
+        scale, margin = levels[level]
+        whole = scale * size[axis]
+        length = min(scale * tile[axis] + 2 * margin, whole)
+        return jnp.clip(scale * corner[axis] - margin, 0, whole - length), length
+
+    def cut(frames: Array, level: int) -> Array:
+        for axis in (0, 1):
+            start, length = window(level, axis)
+            if level > 0:
+                start -= window(level - 1, axis)[0] * levels[level].scale // levels[level - 1].scale
+            frames = lax.dynamic_slice_in_dim(frames, start, length, axis + 2)
+        return frames
+
+    return cut
+
+
+def _in_tiles(
+    compute: Callable[[Cut], Float[Array, "1 t h w c"]],
+    size: tuple[int, int],
+    tile: tuple[int, int] | None,
+    levels: Sequence[Level],
+) -> Float[Array, "1 t h w c"]:
+    """Whole frames put together from tiles that are computed one after the other; `size` is in latents."""
+    if tile is None:
+        return compute(whole_frame)
+    tile = (min(tile[0], size[0]), min(tile[1], size[1]))
+    rows, columns = (jnp.minimum(jnp.arange(0, s, t), s - t) for s, t in zip(size, tile, strict=True))
+    corners = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+
+    def compute_at(corner: Array) -> Array:
+        return compute(_cutter(levels, size, tile, corner))
+
+    def body(frames: Array, corner: Array) -> tuple[Array, None]:
+        row, column = corner * scale
+        return lax.dynamic_update_slice(frames, compute_at(corner), (0, 0, row, column, 0)), None
+
+    one = jax.eval_shape(compute_at, corners[0])
+    scale = one.shape[2] // tile[0]
+    frames = jnp.zeros((*one.shape[:2], size[0] * scale, size[1] * scale, one.shape[4]), one.dtype)
+    return lax.scan(body, frames, corners)[0]
+
+
+def _in_time(compute: Callable[[Array, Stream], Array], frames: Array, size: int) -> Array:
+    """The first frame, then groups of `size` frames, one after the other, each with the past of those before."""
+
+    def step(carry: list[Array] | None, group: Array) -> tuple[list[Array], Array]:
+        stream = Stream(carry)
+        out = compute(group, stream)
+        return stream.carry, out
+
+    carry, first = step(None, frames[:, :1])
+    groups = frames[:, 1:].reshape(frames.shape[0], -1, size, *frames.shape[2:]).swapaxes(0, 1)
+    rest = lax.scan(step, carry, groups)[1].swapaxes(0, 1)
+    return jnp.concatenate([first, rest.reshape(rest.shape[0], -1, *first.shape[2:])], axis=1)
 
 
 def patchify(video: Float[Array, "b t h w c"], size: int) -> Float[Array, "b t p q d"]:
@@ -199,14 +311,25 @@ class Encoder(nnx.Module):
         self.conv_out = CausalConv(width, 2 * config.z_dim, rngs=rngs)
 
     def __call__(self, patches: Array, stream: Stream) -> Array:
-        return self.conv_out(self.activate(self.trunk(patches, stream)), stream)
+        return self.finish(self.reduce(patches, stream), stream)
 
     def trunk(self, patches: Array, stream: Stream) -> Array:
         """All before the last norm."""
-        frames = self.conv_in(patches, stream)
-        for stage in self.stages:
-            frames = stage(frames, stream)
-        return self.middle(frames, stream)
+        return self._mix(self.reduce(patches, stream), stream)
+
+    def reduce(self, patches: Array, stream: Stream, cut: Cut = whole_frame) -> Array:
+        """All that is local in space: to the resolution of the latents."""
+        frames = patches
+        for level, part in enumerate((self.conv_in, *self.stages[:-1])):
+            frames = part(cut(frames, level), stream)
+        return cut(frames, len(self.stages))
+
+    def finish(self, frames: Array, stream: Stream) -> Array:
+        """What follows `reduce`, with attention over the whole frame."""
+        return self.conv_out(self.activate(self._mix(frames, stream)), stream)
+
+    def _mix(self, frames: Array, stream: Stream) -> Array:
+        return self.middle(self.stages[-1](frames, stream), stream)
 
     def activate(self, frames: Array) -> Array:
         """The last norm and its nonlinearity: what the last convolution sees."""
@@ -226,13 +349,24 @@ class Decoder(nnx.Module):
         self.conv_out = CausalConv(width, 3 * config.patch_size**2, rngs=rngs)
 
     def __call__(self, features: Array, stream: Stream) -> Array:
-        return self.conv_out(self.activate(self.trunk(features, stream)), stream)
+        return self.enlarge(self.begin(features, stream), stream)
 
     def trunk(self, features: Array, stream: Stream) -> Array:
         """All before the last norm."""
-        frames = self.middle(self.conv_in(features, stream), stream)
-        for stage in self.stages:
-            frames = stage(frames, stream)
+        return self._grow(self.begin(features, stream), stream)
+
+    def begin(self, features: Array, stream: Stream) -> Array:
+        """All at the resolution of the latents that attends to the whole frame."""
+        return self.middle(self.conv_in(features, stream), stream)
+
+    def enlarge(self, frames: Array, stream: Stream, cut: Cut = whole_frame) -> Array:
+        """What follows `begin`, local in space."""
+        patches = self.conv_out(self.activate(self._grow(frames, stream, cut)), stream)
+        return cut(patches, len(self.stages))
+
+    def _grow(self, frames: Array, stream: Stream, cut: Cut = whole_frame) -> Array:
+        for level, stage in enumerate(self.stages):
+            frames = stage(cut(frames, level), stream)
         return frames
 
     def activate(self, frames: Array) -> Array:
@@ -265,44 +399,71 @@ class Autoencoder(nnx.Module):
     def encode_moments(self, video: Float[Array, "b t h w 3"]) -> tuple[Array, Array]:
         """Mean and log-variance [b, f, p, q, z] of the latents, not normalised (for training)."""
         self._check_video(video)
-        moments, _ = self._encode(video, None)
-        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        mean, log_variance = jnp.split(self.to_moments(self.encoder(self._to_patches(video), Stream())), 2, axis=-1)
         return mean, log_variance
 
     def decode(self, latents: Float[Array, "b f p q z"]) -> Float[Array, "b t h w 3"]:
         """Video of 1 + (f - 1) * time_factor frames from normalised latents; not clamped to [-1, 1]."""
         return self.decode_chunk(latents, None)[0]
 
-    def encode_chunk(self, video: Float[Array, "b t h w 3"], carry: list[Array] | None) -> tuple[Array, list[Array]]:
+    def encode_chunk(
+        self, video: Float[Array, "b t h w 3"], carry: list[Array] | None
+    ) -> tuple[Float[Array, "b f p q z"], list[Array]]:
         """Encodes the next frames of a video: with `carry` None its first 1 + n * time_factor, later n * time_factor.
 
         Returns:
             Normalised latents [b, n, p, q, z] ([b, 1 + n, ...] at the start), and the carry for the next chunk.
         """
-        moments, carry = self._encode(video, carry)
-        return self.normalize(jnp.split(moments, 2, axis=-1)[0]), carry
+        stream = Stream(carry)
+        return self._finish(self._reduce(video, stream), stream), stream.carry
 
-    def decode_chunk(self, latents: Float[Array, "b f p q z"], carry: list[Array] | None) -> tuple[Array, list[Array]]:
+    def decode_chunk(
+        self, latents: Float[Array, "b f p q z"], carry: list[Array] | None
+    ) -> tuple[Float[Array, "b t h w 3"], list[Array]]:
         """Decodes the next latent frames of a video; `carry` is None at its first.
 
         Returns:
             Frames [b, f * time_factor, h, w, 3] (time_factor - 1 fewer at the start), and the carry for the next chunk.
         """
         stream = Stream(carry)
-        features = self.denormalize(latents).astype(self.from_latents.kernel.dtype)
-        patches = self.decoder(self.from_latents(features), stream)
-        return unpatchify(patches, self.config.patch_size), stream.carry
+        return self._enlarge(self._begin(latents, stream), stream), stream.carry
 
     def encode_streaming(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f p q z"]:
-        """`encode` with the activations of only `time_factor` frames in memory at a time."""
+        """`encode` with the activations of `time_factor` frames of one video (and tile) in memory at a time.
+
+        Only the features before attention, at the resolution of the latents, are kept for all times.
+
+        Raises:
+            InputError: like `encode`.
+        """
         self._check_video(video)
-        latents, carry = self.encode_chunk(video[:, :1], None)
-        return self._scan(self.encode_chunk, latents, carry, video[:, 1:], self.config.time_factor)
+        space = self.config.space_factor
+        size = (video.shape[2] // space, video.shape[3] // space)
+
+        def encode(video: Array) -> Array:
+            def reduce(cut: Cut) -> Array:
+                return _in_time(lambda *chunk: self._reduce(*chunk, cut), video, self.config.time_factor)
+
+            features = _in_tiles(reduce, size, self.config.tile, _encoder_levels(self.config))
+            return _in_time(self._finish, features, 1)
+
+        return lax.map(lambda one: encode(one[None])[0], video)
 
     def decode_streaming(self, latents: Float[Array, "b f p q z"]) -> Float[Array, "b t h w 3"]:
-        """`decode` with the activations of only one latent frame in memory at a time."""
-        video, carry = self.decode_chunk(latents[:, :1], None)
-        return self._scan(self.decode_chunk, video, carry, latents[:, 1:], 1)
+        """`decode` with the activations of one latent frame of one video (and tile) in memory at a time.
+
+        Only the features behind attention, at the resolution of the latents, are kept for all times.
+        """
+
+        def decode(latents: Array) -> Array:
+            features = _in_time(self._begin, latents, 1)
+
+            def enlarge(cut: Cut) -> Array:
+                return _in_time(lambda *chunk: self._enlarge(*chunk, cut), features, 1)
+
+            return _in_tiles(enlarge, latents.shape[2:4], self.config.tile, _decoder_levels(self.config))
+
+        return lax.map(lambda one: decode(one[None])[0], latents)
 
     def normalize(self, latents: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
         """Latents of the network to zero mean and unit variance by the statistics of the config."""
@@ -312,24 +473,22 @@ class Autoencoder(nnx.Module):
         """Inverse of `normalize`."""
         return latents * jnp.asarray(self.config.latent_std) + jnp.asarray(self.config.latent_mean)
 
-    def _encode(self, video: Array, carry: list[Array] | None) -> tuple[Array, list[Array]]:
-        stream = Stream(carry)
-        patches = patchify(video.astype(self.to_moments.kernel.dtype), self.config.patch_size)
-        return self.to_moments(self.encoder(patches, stream)), stream.carry
+    def _reduce(self, video: Array, stream: Stream, cut: Cut = whole_frame) -> Array:
+        return self.encoder.reduce(self._to_patches(video), stream, cut)
 
-    @staticmethod
-    def _scan(step, first: Array, carry: list[Array], rest: Array, size: int) -> Array:
-        """Runs `step` over the groups of `size` frames in `rest`; returns its outputs behind `first`."""
-        groups = rest.reshape(rest.shape[0], -1, size, *rest.shape[2:]).swapaxes(0, 1)
+    def _finish(self, features: Array, stream: Stream) -> Array:
+        moments = self.to_moments(self.encoder.finish(features, stream))
+        return self.normalize(jnp.split(moments, 2, axis=-1)[0])
 
-        def body(carry, group):
-            out, carry = step(group, carry)
-            return carry, out
+    def _begin(self, latents: Array, stream: Stream) -> Array:
+        features = self.denormalize(latents).astype(self.from_latents.kernel.dtype)
+        return self.decoder.begin(self.from_latents(features), stream)
 
-        _, outputs = lax.scan(body, carry, groups)
-        outputs = outputs.swapaxes(0, 1)
-        count = math.prod(outputs.shape[1:3])
-        return jnp.concatenate([first, outputs.reshape(first.shape[0], count, *first.shape[2:])], axis=1)
+    def _enlarge(self, features: Array, stream: Stream, cut: Cut = whole_frame) -> Array:
+        return unpatchify(self.decoder.enlarge(features, stream, cut), self.config.patch_size)
+
+    def _to_patches(self, video: Array) -> Array:
+        return patchify(video.astype(self.to_moments.kernel.dtype), self.config.patch_size)
 
     def _check_video(self, video: Array) -> None:
         _, t, h, w, _ = video.shape

@@ -18,6 +18,9 @@ from jaxtyping import Float
 Frames = Float[Array, "b t h w c"]
 Widened = Float[Array, "b t h w d"]
 
+Cut = Callable[[Frames, int], Frames]
+"""Frames at a level of resolution (see `Level`) to the part of them that is needed there."""
+
 _IMAGES = ("NHWC", "HWIO", "NHWC")
 _VIDEOS = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -47,6 +50,11 @@ class Stream:
         extended = frames if known is None else jnp.concatenate([known, frames], axis=1)
         self.carry.append(_pad_front(extended, max(length - extended.shape[1], 0))[:, -length:])
         return extended
+
+
+def whole_frame(frames: Frames, level: int) -> Frames:
+    """The `Cut` that keeps everything."""
+    return frames
 
 
 def causal_conv(frames: Frames, kernel: Float[Array, "3 3 3 c d"], context: int) -> Float[Array, "b u h w d"]:

@@ -24,6 +24,7 @@ from spatia_jax.io.manifest import sha256, write_manifest
 from spatia_jax.io.progress import RolloutProgress
 from spatia_jax.model import Model, Params
 from spatia_jax.parallel import MeshConfig, make_mesh, param_shardings
+from spatia_jax.plan import device_memory, nbytes, plan, require_fit
 from spatia_jax.sampling import compiled
 from spatia_jax.sampling import inputs as door
 from spatia_jax.sampling.driver import Driver, decode_jointly
@@ -132,6 +133,7 @@ def _run(args: SampleArgs, mesh: Mesh | None) -> None:
     networks = [name for name in model.parts if name != "text_encoder"]
     check_weights(model, weights, networks)
     prompts = door.read_prompts(args.prompt or (() if args.prompts else given.default_prompt), args.prompts)
+    _check_memory(args, model)
     suffix = config.prompt_suffix
     contexts = encode_texts(
         model, weights, [*(prompt + suffix for prompt in prompts), args.negative_prompt],
@@ -177,6 +179,15 @@ def _check_output(args: SampleArgs) -> None:
         )
 
 
+def _check_memory(args: SampleArgs, model: Model) -> None:
+    """Says what a large model needs of the device, and refuses one that cannot fit, before anything is loaded."""
+    if nbytes(model.abstract_params()) < 2**30:
+        return
+    planned = plan(model.config, args.mesh, weights_dtype=args.weights_dtype)
+    print(planned.line())
+    require_fit(planned, device_memory())
+
+
 def _read_inputs(args: SampleArgs) -> door.Inputs:
     if args.every < 1:
         raise InputError(f"--every is {args.every}; it must be at least 1")
@@ -193,10 +204,8 @@ def _read_inputs(args: SampleArgs) -> door.Inputs:
 
 
 def _load(args: SampleArgs, model: Model, weights: Path, name: str, mesh: Mesh | None) -> Params:
-    # Autoencoder and depth network compute in the type of their kernels, and are small: they stay float32.
-    dtype = args.weights_dtype if name in ("transformer", "lora") else None
     shardings = None if mesh is None else param_shardings(model.abstract_params()[name], mesh)
-    return load_network(model, weights, name, shardings=shardings, dtype=dtype)
+    return load_network(model, weights, name, shardings=shardings, dtype=args.weights_dtype)
 
 
 def _starting_world(args: SampleArgs, model: Model, params: Params, given: door.Inputs) -> World:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
 from spatia_jax.text import Tokenizer
 from spatia_jax.weights.store import find_params, load_params, misfits
+
+LARGE = ("transformer", "text_encoder", "lora")  # networks that can be held in another type than float32
 
 
 def weights_folder(experiment: str, given: Path | None) -> Path:
@@ -45,21 +48,30 @@ def load_network(model: Model, folder: Path, name: str, *, shardings: Any = None
 
     Args:
         shardings: where they lie: a pytree like the parameters (`parallel.param_shardings`); None: the default device.
-        dtype: of kernels, embeddings and LoRA factors, which are nearly all the bytes; None: the model's own, float32.
-            Norms, biases, modulation and position tables always have the model's own, in which they are computed.
+        dtype: of the kernels, embeddings and LoRA factors of the large networks, which are nearly all the bytes; None:
+            float32, as everything else always is. (Norms, biases and tables are computed in it; autoencoder and depth
+            network compute in the type of their kernels, and are small.)
 
     Raises:
         InputError: it is not there, not whole, or does not fit the config; all differences are listed.
     """
 
-    def leaf(path: tuple, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.ShapeDtypeStruct:
-        matrix = jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "embedding", "down", "up")
-        own = dtype if dtype is not None and matrix else shape.dtype
-        return jax.ShapeDtypeStruct(shape.shape, own, sharding=sharding)
+    abstract = with_dtype(model.abstract_params()[name], name, dtype)
+    if shardings is not None:
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+        )
+    return load_params(find_params(folder, name), abstract)
 
-    abstract = model.abstract_params()[name]
-    rest = () if shardings is None else (shardings,)
-    return load_params(find_params(folder, name), jax.tree_util.tree_map_with_path(leaf, abstract, *rest))
+
+def with_dtype(abstract: Params, name: str, dtype: Any) -> Params:
+    """Shapes of a network's parameters as they are loaded when the large networks are held in `dtype`."""
+
+    def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        matrix = jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "embedding", "down", "up")
+        return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(dtype) if matrix else shape.dtype)
+
+    return abstract if dtype is None or name not in LARGE else jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
 def load_weights(model: Model, folder: Path) -> tuple[Params, Tokenizer]:
