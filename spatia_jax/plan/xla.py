@@ -31,7 +31,7 @@ def compile_step(config: Experiment, mesh: MeshConfig, weights_dtype: WeightsDty
 
     given = jax.tree.map(lambda leaf: place(leaf, replicated(devices)), (arrays.conditions, arrays.state, arrays.row))
     placed = jax.tree.map(place, params, param_shardings(params, devices))
-    step = compiled.denoising_step.lower(model, placed, *given).compile()
+    step = compiled.denoising_step.lower(model, placed, *given).compile()  # type: ignore[attr-defined]
     usage = step.memory_analysis()
     if usage is None:
         raise InputError(f"--compile: the {jax.default_backend()} backend does not say what a program needs")

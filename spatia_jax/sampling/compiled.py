@@ -49,9 +49,9 @@ def _denoising_step(
 
 denoising_step = _jit(_denoising_step, ("model",))
 
-
-encode = jax.jit(Model.encode, static_argnums=0)
-decode_chunk = jax.jit(Model.decode_chunk, static_argnums=0)
+# The video of all clips, when it is decoded at the end.
+encode = _jit(Model.encode, ("self",))
+decode_chunk = _jit(Model.decode_chunk, ("self",))
 
 
 def versions() -> dict[str, int]:

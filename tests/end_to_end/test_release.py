@@ -24,9 +24,9 @@ from spatia_jax.pixels import to_bytes
 from spatia_jax.sampling import command
 from spatia_jax.sampling.driver import decode_jointly
 from spatia_jax.sampling.outputs import load_clip
-from spatia_jax.weights.bundle import load_weights
+from spatia_jax.weights.bundle import load_network, load_weights
 from spatia_jax.weights.convert import convert
-from spatia_jax.weights.store import load_params, save_params
+from spatia_jax.weights.store import save_params
 from spatia_jax.world import new_world, open_world
 
 CONFIG = Path(__file__).parents[1] / "configs" / "released.py"
@@ -77,7 +77,8 @@ def test_a_release_goes_through(made):
 def test_the_lora_acts_from_the_second_clip_on(job, made, tmp_path):
     weights = Path(shutil.copytree(job / "weights", tmp_path / "weights"))
     model = Model(load_experiment(CONFIG))
-    lora = load_params(weights / "lora.safetensors", model.abstract_params()["lora"])
+    lora = load_network(model, weights, "lora")
+    shutil.rmtree(weights / "lora")
     save_params(weights / "lora.safetensors", jax.tree.map(jnp.zeros_like, lora))
     base = run(job, tmp_path / "out", weights=weights)
     np.testing.assert_array_equal(base.clips[0].latents, made.clips[0].latents)
