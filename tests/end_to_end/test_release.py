@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from weights.synthetic_release import official_tensors, write_release
 
-from spatia_jax import release_quirks, stages
 from spatia_jax.cameras import Cameras, write_cameras
 from spatia_jax.config import load_experiment
 from spatia_jax.io.images import write_png
@@ -27,7 +25,6 @@ from spatia_jax.sampling.outputs import load_clip
 from spatia_jax.weights.bundle import load_network, load_weights
 from spatia_jax.weights.convert import convert
 from spatia_jax.weights.store import save_params
-from spatia_jax.world import new_world, open_world
 
 CONFIG = Path(__file__).parents[1] / "configs" / "released.py"
 FRAMES = 22  # clips of 9, 8 and 8 frames, the last one padded by 3
@@ -96,26 +93,3 @@ def test_the_video_is_one_causal_decoding_of_all_latents(job, made):
     assert np.abs(np.asarray(whole, int) - streamed).max() <= 1
     later = decode_jointly(model, params, made.clips[1:], jnp.asarray(made.clips[0].frames))
     assert len(later) == 16
-
-
-def test_the_released_quirks_are_behind_one_switch(job, made, tmp_path):
-    quirky = run(job, tmp_path / "out", "--release-compatible")
-    assert len(quirky.video) == 25  # the padding stays
-    # cx is 0.52: mirrored, the projection moves by a twenty-fifth of the width.
-    assert not np.array_equal(quirky.clips[0].projection, made.clips[0].projection)
-
-    config = dataclasses.replace(load_experiment(CONFIG), release_compatible=True)
-    plain, compatible = Model(load_experiment(CONFIG)), Model(config)
-    world = new_world(plain, jax.random.key(5))
-    later = dataclasses.replace(world, clip_index=jnp.int32(3))
-    assert release_quirks.noise_key(world) == release_quirks.noise_key(later)
-
-    photo, depth = jnp.full((32, 64, 3), 200, jnp.uint8), jnp.full((32, 64), 0.5)
-    camera = Cameras(jnp.eye(3, 4), jnp.asarray([0.8, 1.6, 0.5, 0.5]))
-    world = open_world(plain, photo, depth, camera, jax.random.key(0))
-    sparse = release_quirks.thinned(world.point_map, jnp.int32(4))
-    assert 0 < int(sparse.num_points) < int(world.point_map.num_points)
-    views = jax.tree.map(lambda leaf: leaf[None], camera)
-    seen = [stages.project(model, world, views).color for model in (plain, compatible)]
-    assert float(seen[1].max()) <= float(seen[0].max())
-    np.testing.assert_allclose(seen[1] * 255, np.round(seen[1] * 255), atol=1e-3)
