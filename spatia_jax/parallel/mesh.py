@@ -1,4 +1,7 @@
-"""The device mesh of training: examples are split over the axis `data`, parameters are on every device."""
+"""Device meshes: training splits examples over the axis `data`, the autoencoder frames over the axis `columns`.
+
+Parameters are on every device.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import os
 
 import jax
 import numpy as np
+from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
 
 from spatia_jax.errors import InputError
 
@@ -43,3 +48,15 @@ def split_batch(batch, mesh: Mesh):
     if size % mesh.shape["data"]:
         raise InputError(f"a batch of {size} cannot be split over {mesh.shape['data']} devices; make it a multiple")
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def column_mesh() -> Mesh:
+    """A mesh with axis `columns` over all devices: under `jax.set_mesh`, they share every frame of the autoencoder."""
+    return Mesh(np.array(jax.devices()), ("columns",), axis_types=(AxisType.Auto,))
+
+
+def split_columns(frames: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """Spreads w over the axis `columns` of the mesh in use; where it has no such axis, frames stay as they are."""
+    if "columns" not in jax.sharding.get_abstract_mesh().axis_names:
+        return frames
+    return lax.with_sharding_constraint(frames, PartitionSpec(None, None, None, "columns"))
