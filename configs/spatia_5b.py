@@ -32,7 +32,7 @@ def experiment() -> Experiment:
             text_length=512,
         ),
         # Sizes are the defaults of each network; bfloat16 is the release's.
-        autoencoder=AutoencoderConfig(),
+        autoencoder=AutoencoderConfig(streaming=True, tile=(44, 26)),
         transformer=TransformerConfig(dtype="bfloat16"),
         text_encoder=TextEncoderConfig(),
         depth=DepthConfig(input_size=(294, 518)),  # that at which the release sees frames

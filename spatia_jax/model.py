@@ -22,6 +22,7 @@ from spatia_jax.models.inpainter import Inpainter
 from spatia_jax.models.lora import init_lora
 from spatia_jax.models.text_encoder import TextEncoder
 from spatia_jax.models.transformer import VideoTransformer
+from spatia_jax.parallel import split_frames
 from spatia_jax.pyramid import fill_holes, shrink
 
 Params = Any
@@ -83,19 +84,25 @@ class Model:
         return getattr(module, method)(*args, **kwargs)
 
     def encode(self, params: Params, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f p q c"]:
-        """Video in [-1, 1] to normalised latents, f = 1 + (t - 1) / time_factor."""
-        return self._call("autoencoder", params["autoencoder"], "encode", video)
+        """Video in [-1, 1] to normalised latents, f = 1 + (t - 1) / time_factor.
+
+        Goes through the video in one call or streaming, as `config.autoencoder` says; under a mesh with an axis
+        `context`, its devices share every frame.
+        """
+        method = "encode_streaming" if self.config.autoencoder.streaming else "encode"
+        return self._call("autoencoder", params["autoencoder"], method, split_frames(video))
 
     def decode(self, params: Params, latents: Float[Array, "b f p q c"]) -> Float[Array, "b t h w 3"]:
-        """Normalised latents to video, clamped to [-1, 1]."""
-        return jnp.clip(self.reconstruct(params, latents), -1.0, 1.0)
+        """Normalised latents to video, clamped to [-1, 1]; streaming and on several devices like `encode`."""
+        method = "decode_streaming" if self.config.autoencoder.streaming else "decode"
+        return jnp.clip(self._call("autoencoder", params["autoencoder"], method, split_frames(latents)), -1.0, 1.0)
 
     def encode_moments(self, params: Params, video: Float[Array, "b t h w 3"]) -> tuple[Array, Array]:
         """Mean and log variance of the latents, each [b, f, p, q, c]: for training the autoencoder."""
         return self._call("autoencoder", params["autoencoder"], "encode_moments", video)
 
     def reconstruct(self, params: Params, latents: Float[Array, "b f p q c"]) -> Float[Array, "b t h w 3"]:
-        """Like `decode`, but unclamped, so that every pixel has a gradient."""
+        """Like `decode`, but in one call and unclamped, so that every pixel has a gradient: for training."""
         return self._call("autoencoder", params["autoencoder"], "decode", latents)
 
     def embed_text(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:

@@ -7,6 +7,7 @@ numbers and activations of constant size (`encode_streaming`, `decode_streaming`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -442,7 +443,7 @@ class Autoencoder(nnx.Module):
 
         def encode(video: Array) -> Array:
             def reduce(cut: Cut) -> Array:
-                return _in_time(lambda *chunk: self._reduce(*chunk, cut), video, self.config.time_factor)
+                return _in_time(functools.partial(self._reduce, cut=cut), video, self.config.time_factor)
 
             features = _in_tiles(reduce, size, self.config.tile, _encoder_levels(self.config))
             return _in_time(self._finish, features, 1)
@@ -459,9 +460,10 @@ class Autoencoder(nnx.Module):
             features = _in_time(self._begin, latents, 1)
 
             def enlarge(cut: Cut) -> Array:
-                return _in_time(lambda *chunk: self._enlarge(*chunk, cut), features, 1)
+                return _in_time(functools.partial(self._enlarge, cut=cut), features, 1)
 
-            return _in_tiles(enlarge, latents.shape[2:4], self.config.tile, _decoder_levels(self.config))
+            size = (latents.shape[2], latents.shape[3])
+            return _in_tiles(enlarge, size, self.config.tile, _decoder_levels(self.config))
 
         return lax.map(lambda one: decode(one[None])[0], latents)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from spatia_jax.errors import InputError
 
@@ -43,7 +44,7 @@ class MeshConfig:
     Attributes:
         data: parts of the batch; every part has all parameters.
         fsdp: parts of the parameters that a device gathers before it uses them; the batch is cut along it too.
-        context: parts of the tokens.
+        context: parts of the tokens, and of the autoencoder's frames.
         tensor: parts of heads and hidden units.
 
     Raises:
@@ -115,6 +116,15 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
 def on_every_device(tree: Any) -> Any:
     """For use under jit: the same arrays, whole on every device of the mesh in use (`jax.set_mesh`), if any."""
     return tree if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def split_frames(frames: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """For use under jit: columns or else rows, whichever divide, over the axis `context` of the mesh in use, if any."""
+    size = dict(jax.sharding.get_abstract_mesh().shape).get("context", 1)
+    axis = next((axis for axis in (3, 2) if frames.shape[axis] % size == 0), None)
+    if size == 1 or axis is None:
+        return frames
+    return jax.lax.with_sharding_constraint(frames, PartitionSpec(*[None] * axis, "context"))
 
 
 def _matrix_axes(path: str) -> tuple[_Axes, _Axes]:
