@@ -41,6 +41,7 @@ def experiment() -> Experiment:
             temporal_downsample=(True,),
             spatial_downsample=(False,),
             patch_size=16,
+            patch_kernel=1,
             latent_mean=(0.0,) * latent,
             latent_std=(1.0,) * latent,
         ),

@@ -64,6 +64,7 @@ class AutoencoderConfig:
             released. A small network is better off with larger patches: enlarging by repetition and convolution
             cannot place sub-pixels freely (docs/tiny.md).
         patch_size: side of the pixel squares that become channels before the first convolution.
+        patch_kernel: size of that convolution, 3 as released, or 1: large patches need no neighbours to be read.
         latent_mean, latent_std: [z_dim] statistics that normalise the latents. When not given: the released ones at 48
             channels, else 0 and 1.
         streaming: whether `Model.encode` and `Model.decode` go through a video by `encode_streaming` and
@@ -79,6 +80,7 @@ class AutoencoderConfig:
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     spatial_downsample: tuple[bool, ...] | None = None
     patch_size: int = 2
+    patch_kernel: int = 3
     latent_mean: tuple[float, ...] | None = None
     latent_std: tuple[float, ...] | None = None
     streaming: bool = False
@@ -108,6 +110,8 @@ class AutoencoderConfig:
                 f"latent_mean and latent_std have {len(self.latent_mean)} and {len(self.latent_std)} entries;"
                 f" z_dim asks for {self.z_dim}"
             )
+        if self.patch_kernel not in (1, 3):
+            raise InputError(f"patch_kernel is {self.patch_kernel}; it must be 1 or 3")
         for inputs, outputs, time, space in _encoder_stages(self):
             if inputs * time * space**2 % outputs:
                 raise InputError(
@@ -305,7 +309,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         stages = _encoder_stages(config)
         width = stages[-1][1]
-        self.conv_in = CausalConv(3 * config.patch_size**2, config.dim, rngs=rngs)
+        self.conv_in = CausalConv(3 * config.patch_size**2, config.dim, size=config.patch_kernel, rngs=rngs)
         self.stages = nnx.data([EncoderStage(*stage, config.num_res_blocks, rngs=rngs) for stage in stages])
         self.middle = MiddleBlocks(width, rngs=rngs)
         self.norm_out = RMSNorm(width)

@@ -154,13 +154,15 @@ _LECUN = nnx.initializers.lecun_normal()
 
 
 class CausalConv(nnx.Module):
-    """3x3x3 convolution, causal in time."""
+    """3x3x3 convolution, causal in time; with `size` 1 a linear map of each pixel."""
 
-    def __init__(self, inputs: int, outputs: int, *, init: Callable = _LECUN, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(init(rngs.params(), (3, 3, 3, inputs, outputs)))
+    def __init__(self, inputs: int, outputs: int, *, size: int = 3, init: Callable = _LECUN, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, size, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, frames: Frames, stream: Stream) -> Widened:
+        if self.kernel.shape[0] == 1:
+            return frames @ self.kernel[0, 0, 0] + self.bias[...]
         extended = stream.extend(frames, 2)
         return causal_conv(extended, self.kernel[...], extended.shape[1] - frames.shape[1]) + self.bias[...]
 

@@ -85,7 +85,8 @@ def _write_encoder(encoder: Params, config, patches: np.ndarray) -> tuple[np.nda
     width = config.dim * config.dim_mult[0]
     basis, center = _principal(patches, width)
     encoder["conv_in"]["kernel"][:] = 0
-    encoder["conv_in"]["kernel"][2, 1, 1], encoder["conv_in"]["bias"] = basis, -center @ basis
+    middle = config.patch_kernel // 2
+    encoder["conv_in"]["kernel"][-1, middle, middle], encoder["conv_in"]["bias"] = basis, -center @ basis
     spatial = (patches - center) @ basis
     down = encoder["stages"][0]["resample"]
     down["conv"]["kernel"][:] = 0

@@ -21,7 +21,7 @@ MICRO = load_experiment(Path(__file__).resolve().parent.parent / "configs" / "mi
 LATENT = 16
 AUTOENCODER = AutoencoderConfig(
     dim=24, dec_dim=24, z_dim=LATENT, dim_mult=(1, 1), num_res_blocks=0, temporal_downsample=(True,),
-    spatial_downsample=(False,), patch_size=8, latent_mean=(0.0,) * LATENT, latent_std=(1.0,) * LATENT,
+    spatial_downsample=(False,), patch_size=8, patch_kernel=1, latent_mean=(0.0,) * LATENT, latent_std=(1.0,) * LATENT,
 )  # fmt: skip
 
 
