@@ -10,6 +10,7 @@ from spatia_jax.mapper import MapperConfig
 from spatia_jax.memory import RetrievalConfig
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.depth import DepthConfig
+from spatia_jax.models.inpainter import InpainterConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.splat import SplatConfig
@@ -80,7 +81,8 @@ def experiment() -> Experiment:
         mapper=MapperConfig(covered_weight=0.0),
         flow=FlowConfig(parametrization=Clean(floor=0.5), shift=20.0, logit_std=1.5),
         sampler=SamplerConfig(solver="unipc", steps=2, shift=3.0),
-        control_fill="surroundings",
+        control_fill="inpainter",
+        inpainter=InpainterConfig(),
         guidance=1.0,
         procedural=ProceduralConfig(scenes=2000, frames=41, height=height, width=width),
         training=TrainingConfig(
@@ -94,6 +96,13 @@ def experiment() -> Experiment:
             ),
             autoencoder_start="principal",
             depth=FitConfig(steps=2400, batch_size=8, seed=2, optimizer=OptimizerConfig(learning_rate=1e-3)),
+            inpainter=FitConfig(
+                steps=14_000,
+                batch_size=16,
+                seed=5,
+                save_every=1000,
+                optimizer=OptimizerConfig(learning_rate=1.5e-3, weight_decay=0.02, ema_decay=0.998, warmup_steps=100),
+            ),
             stage1=FitConfig(
                 steps=250, batch_size=8, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.99)
             ),

@@ -69,7 +69,9 @@ def merge(params: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) 
 
     if unknown := set(lora) - set(_block_kernels(params)):
         raise InputError(f"the LoRA updates {sorted(unknown)}, which the transformer's blocks do not have")
-    return nnx.State({**params, "blocks": merge_block(params["blocks"], lora, scale)})
+    blocks = nnx.to_flat_state(merge_block(params["blocks"], lora, scale))
+    rest = [(path, param) for path, param in nnx.to_flat_state(params) if path[0] != "blocks"]
+    return nnx.from_flat_state([*rest, *((("blocks", *path), param) for path, param in blocks)])
 
 
 def merge_block(block: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) -> nnx.State:

@@ -52,7 +52,7 @@ def mixed(micro, tmp_path_factory):
     (folder / "tokenizer.json").write_bytes((micro.weights / "tokenizer.json").read_bytes())
     for name in ("transformer", "depth"):
         write_orbax(folder / name, read_arrays(micro.weights / f"{name}.safetensors"))
-    for name in ("autoencoder", "text_encoder"):
+    for name in ("autoencoder", "text_encoder", "inpainter"):
         (folder / f"{name}.safetensors").write_bytes((micro.weights / f"{name}.safetensors").read_bytes())
     return folder
 

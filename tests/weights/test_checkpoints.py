@@ -141,7 +141,7 @@ def test_several_checkpoints_in_a_folder(tmp_path, tensors):
 
 
 def test_streamed_files_are_what_the_library_writes(tmp_path, tensors, monkeypatch):
-    monkeypatch.setattr("spatia_jax.weights.streams._PIECE", 16)  # several pieces a tensor
+    monkeypatch.setattr("spatia_jax.weights.streams.PIECE", 16)  # several pieces a tensor
     stack = Stacked((tensors["a"].T, tensors["a"].T + 1))
     write_safetensors(tmp_path / "a.safetensors", {**tensors, "stack": stack, "scalar": np.float32(3).reshape(())})
     read = load_file(tmp_path / "a.safetensors")
