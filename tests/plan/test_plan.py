@@ -9,9 +9,8 @@ import jax
 import pytest
 from configs.micro import experiment as micro
 
+from configs.spatia_5b import experiment as released
 from configs.tiny import experiment as tiny
-from spatia_jax.config import ClipConfig, Experiment, MemoryConfig
-from spatia_jax.diffusion import SamplerConfig
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model
 from spatia_jax.parallel import MeshConfig, param_specs
@@ -20,31 +19,7 @@ from spatia_jax.plan.plan import PARTS
 from spatia_jax.plan.refusal import ways_out
 from spatia_jax.plan.xla import compile_step
 from spatia_jax.sampling import command
-from spatia_jax.splat import SplatConfig
-from spatia_jax.weights.layouts import ReleasedSizes
 from spatia_jax.world import new_world
-
-
-def released() -> Experiment:
-    """The released sizes and setting (spec 2.2, 2.3)."""
-    sizes = ReleasedSizes()
-    return dataclasses.replace(
-        tiny(),
-        name="released",
-        clip=ClipConfig(
-            height=704, width=1248, fps=24, opening_frames=121, new_frames=72, history_frames=9, references=7,
-            target_stride=12, reference_stride=4, text_length=512,
-        ),
-        autoencoder=dataclasses.replace(sizes.autoencoder, streaming=True),
-        transformer=dataclasses.replace(sizes.transformer, dtype="bfloat16"),
-        text_encoder=sizes.text_encoder,
-        depth=dataclasses.replace(sizes.depth, input_size=(294, 518)),
-        splat=SplatConfig(),
-        memory=MemoryConfig(capacity=8_000_000, voxel_size=0.01, bank_frames=192, map_stride=6, pixel_stride=2),
-        sampler=SamplerConfig(),
-        control_fill="black",
-        guidance=3.5,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
