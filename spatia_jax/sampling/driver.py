@@ -117,6 +117,7 @@ class Driver:
                 params, world, requests[index - first], opening=index == 0, progress=progress
             )
             keep(index, before, world, clip, seconds)
+            del before, clip  # the next clip needs the room
             progress.finish_clip(int(world.point_map.num_points))
         return world
 
