@@ -24,7 +24,7 @@ from spatia_jax.models.attention import attention
 from spatia_jax.models.transformer import TransformerConfig, VideoTransformer
 from spatia_jax.weights.convert import convert
 from spatia_jax.weights.layouts import ReleasedSizes
-from spatia_jax.weights.store import load_params
+from spatia_jax.weights.store import find_params, load_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def compare(args: Compare) -> None:
         peer.save_pretrained(folder / "transformer")
         convert(folder, folder / "ours", dataclasses.replace(ReleasedSizes(), transformer=config),
                 networks=["transformer"], say=lambda line: None)  # fmt: skip
-        params = load_params(folder / "ours" / "transformer.safetensors", abstract)
+        params = load_params(find_params(folder / "ours", "transformer"), abstract)
 
     arrays = inputs(config, args.latents, args.text_length)
     narrow, _ = forward(dataclasses.replace(config, dtype="bfloat16"))

@@ -17,7 +17,7 @@ from spatia_jax.models.text_encoder import TextEncoder
 from spatia_jax.models.transformer import VideoTransformer
 from spatia_jax.weights.convert import convert
 from spatia_jax.weights.layouts import ReleasedSizes
-from spatia_jax.weights.store import load_params
+from spatia_jax.weights.store import find_params, load_params
 
 MAX_ABS, RELATIVE_L2 = 5e-4, 3e-5  # in float32
 
@@ -69,7 +69,7 @@ def imported(peer: Any, network: str, config: Any, folder: Path) -> tuple[nnx.Gr
     sizes = dataclasses.replace(ReleasedSizes(), **{network: config})
     convert(folder, folder / "ours", sizes, networks=[network])
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
-    params = load_params(folder / "ours" / f"{network}.safetensors", nnx.to_pure_dict(abstract))
+    params = load_params(find_params(folder / "ours", network), nnx.to_pure_dict(abstract))
     return graphdef, nnx.State(params)
 
 
