@@ -92,14 +92,6 @@ class Plan:
         """The stage that needs most."""
         return max(self.stages, key=lambda stage: stage.bytes)
 
-    def line(self) -> str:
-        """One line for people."""
-        parameters = sum(row.bytes for row in self.rows if row.name in PARTS)
-        return (
-            f"memory on each device: {size(parameters)} of parameters; {size(self.peak.bytes)} at most, "
-            f"in '{self.peak.name}'"
-        )
-
     def table(self) -> str:
         """Everything for people, with the largest arrays of the stage that needs most."""
         setting = self.setting

@@ -184,7 +184,7 @@ def _check_memory(args: SampleArgs, model: Model) -> None:
     if nbytes(model.abstract_params()) < 2**30:
         return
     planned = plan(model.config, args.mesh, weights_dtype=args.weights_dtype)
-    print(planned.line())
+    print(planned.table())
     require_fit(planned, device_memory())
 
 
