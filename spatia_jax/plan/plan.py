@@ -194,6 +194,11 @@ def _stages(setting: Setting, params: Params) -> Iterator[Stage]:
         yield _stage(setting, f"{kind}: decode, map", compiled.after_denoising, rest, world, a.request, a.projection,
                      latents, a.slots, beside=(a.conditions, a.state), opening=opening)  # fmt: skip
 
+    if setting.config.joint_decode:
+        latent = _shape((1, 1, *latents.shape[2:]), latents.dtype)
+        _, carry = jax.eval_shape(functools.partial(compiled.decode_chunk, model), rest, latent, None)
+        yield _stage(setting, "the video: decode", compiled.decode_chunk, rest, latent, carry, beside=world)
+
 
 class ClipArrays(NamedTuple):
     """What passes between the pieces of a clip, as shapes."""

@@ -145,7 +145,8 @@ def test_released_sizes():
     assert "frame bank" in planned.table()
     assert row_bytes(planned, "transformer") == pytest.approx(2 * 6.40e9, rel=0.01)
     assert row_bytes(planned, "text_encoder") == pytest.approx(2 * 5.68e9, rel=0.01)
-    assert len(planned.stages) == 9
+    assert len(planned.stages) == 10
+    assert planned.stages[-1].name == "the video: decode"
 
 
 def test_xla_says_about_the_same_of_the_released_denoising_step():
