@@ -1,7 +1,7 @@
 """The point renderer: exact, jittable, differentiable discs with PyTorch3D's semantics."""
 
-from spatia_jax.splat.projection import SplatConfig, disc_radius2, project
 from spatia_jax.splat.fragments import Fragments, rasterize, shade
+from spatia_jax.splat.projection import SplatConfig, disc_radius2, project
 from spatia_jax.splat.render import Projection, render
 
 __all__ = ["Fragments", "Projection", "SplatConfig", "disc_radius2", "project", "rasterize", "render", "shade"]

@@ -58,12 +58,12 @@ def _pull_with_xla(ndc, radius2, valid, features, cotangents, height: int, width
     indices, alpha = fragments.indices, fragments.alpha
     hit, at = indices >= 0, jnp.maximum(indices, 0)
     passed = jnp.concatenate([jnp.ones_like(alpha[..., :1]), jnp.cumprod(1.0 - alpha, axis=-1)[..., :-1]], axis=-1)
-    behind, to_alpha, count = jnp.zeros_like(to_coverage), [], indices.shape[-1]
+    behind, each, count = jnp.zeros_like(to_coverage), [], indices.shape[-1]
     for k in range(count - 1, -1, -1):
         value = to_coverage + (jnp.where(hit[..., k, None], features[at[..., k]], 0) * to_color).sum(-1)
-        to_alpha.append(passed[..., k] * (value - behind))
+        each.append(passed[..., k] * (value - behind))
         behind = alpha[..., k] * value + (1.0 - alpha[..., k]) * behind
-    to_alpha = jnp.where(hit, jnp.stack(to_alpha[::-1], axis=-1), 0.0)
+    to_alpha = jnp.where(hit, jnp.stack(each[::-1], axis=-1), 0.0)
     squared = fragments.radius2 if fragments.radius2.ndim else jnp.full_like(alpha, fragments.radius2)
     x, y = map(jnp.asarray, pixel_centers(height, width))
     chosen = ndc[at]
@@ -85,7 +85,7 @@ def _pull_with_xla(ndc, radius2, valid, features, cotangents, height: int, width
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def draw(
     ndc: Float[Array, "n 3"],
-    radius2: Float[Array, "..."],
+    radius2: Float[Array, ...],
     valid: Bool[Array, " n"],
     features: Float[Array, "n c"],
     height: int,

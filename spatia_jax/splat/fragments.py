@@ -64,9 +64,10 @@ def choose(
     def native(*cloud):
         return cpu.choose(*cloud, height, width, config.points_per_pixel), jnp.ones((height, width), bool)
 
-    return lax.platform_dependent(
-        *cloud, cpu=native, default=lambda *cloud: stencil(*cloud, height=height, width=width, config=config)
-    )
+    def with_xla(*cloud):
+        return stencil(*cloud, height, width, config)
+
+    return lax.platform_dependent(*cloud, cpu=native, default=with_xla)
 
 
 def rasterize(
@@ -75,7 +76,7 @@ def rasterize(
     height: int,
     width: int,
     config: SplatConfig,
-    radius2: Float[Array, "..."] | None = None,
+    radius2: Float[Array, ...] | None = None,
 ) -> Fragments:
     """The `points_per_pixel` nearest discs over each pixel, by (depth, index). Gradients flow to depth and distance.
 

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from spatia_jax.splat.footprint import NONE, cells, depth_order, reach
+from spatia_jax.splat.footprint import NONE, cells, covers, depth_order, reach
 from spatia_jax.splat.projection import SplatConfig, pixel_centers
 
 
 def peel(
     ndc: Float[Array, "n 3"],
-    radius2: Float[Array, "..."],
+    radius2: Float[Array, ...],
     valid: Bool[Array, " n"],
     height: int,
     width: int,
@@ -41,7 +41,7 @@ def peel(
             inside = touches & (r >= 0) & (r < height) & (c >= 0) & (c < width)
             pixel = jnp.where(inside, r * width + c, 0)
             dx, dy = x - center_x[jnp.clip(c, 0, width - 1)], y - center_y[jnp.clip(r, 0, height - 1)]
-            bids = inside & (dx * dx + dy * dy < radius2) & (rank > previous[pixel])
+            bids = inside & covers(dx, dy, radius2) & (rank > previous[pixel])
             return nearest.at[jnp.where(bids, pixel, pixels)].min(rank, mode="drop")
 
         nearest = lax.fori_loop(0, len(offsets), one_offset, jnp.full(pixels, NONE, jnp.int32))

@@ -76,7 +76,7 @@ def pixel_centers(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def disc_radius2(
     depth: Float[Array, " n"], camera: Cameras, height: int, width: int, config: SplatConfig
-) -> Float[Array, "..."]:
+) -> Float[Array, ...]:
     """Squared disc radius in NDC: of every point [n], or of all [] where depth does not matter."""
     largest = np.float32(config.radius)
     if config.metric_radius is None:
@@ -85,7 +85,8 @@ def disc_radius2(
     focal = jnp.sqrt(camera.intrinsics[0] * width * camera.intrinsics[1] * height)
     usable = depth > _MIN_ABS_DEPTH
     radius = config.metric_radius * focal * (2.0 / shorter) / jnp.where(usable, depth, 1.0)
-    return jnp.clip(radius, min(_SMALLEST_DISC_PX * 2.0 / shorter, largest), largest) ** 2
+    smallest = min(_SMALLEST_DISC_PX * 2.0 / shorter, config.radius)
+    return jnp.clip(radius, smallest, config.radius) ** 2
 
 
 def project(

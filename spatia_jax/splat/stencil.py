@@ -3,9 +3,9 @@
 Layer m holds, for each pixel cell, the rank by depth of the cell's m-th nearest point. A pixel's K best are kept by
 inserting layers at every offset that a disc can reach: shifts, compares, min and max. Ranks in a cell ascend with m,
 so once the lowest rank of the next layer around a pixel is behind that pixel's K-th best, no later point can change the
-pixel: a certificate. Two tiers (spec/splat.md R3): a few layers over the whole image certify all but a few pixels in a
-thousand; these are gone on with by themselves, a batch at a time and each for as many layers as it takes, until every
-pixel has its certificate. So the result is exact for any scene.
+pixel: a certificate. Two tiers (spec/splat.md R3): layers over the whole image, until all but a few pixels in a
+thousand have theirs; these are gone on with by themselves, for as many layers as it takes, until none is left. So the
+result is exact for any scene.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from spatia_jax.splat.footprint import NONE, cells, depth_order, reach
-from spatia_jax.splat.projection import SplatConfig, pixel_centers
 from spatia_jax.sorting import stable_argsort
+from spatia_jax.splat.footprint import NONE, cells, covers, depth_order, reach
+from spatia_jax.splat.projection import SplatConfig, pixel_centers
 
 _STRIP_ROWS = 16
-_DENSE_LAYERS = 3
-_BATCH = 4096  # pixels of the second tier
+_BATCH = 8192  # pixels of the second tier
 
 
 @jax.tree_util.register_dataclass
@@ -55,7 +54,7 @@ class _Cells:
         """The ranks whose disc covers a place; NONE for the others."""
         at = jnp.minimum(rank, len(self.cell) - 1)
         dx, dy = self.x[at] - center_x, self.y[at] - center_y
-        return jnp.where(dx * dx + dy * dy < self.radius2[at], rank, NONE)
+        return jnp.where(covers(dx, dy, self.radius2[at]), rank, NONE)
 
 
 def _sort_into_cells(ndc, radius2, valid, margin: int, padded: tuple[int, int], height: int, width: int):
@@ -101,7 +100,7 @@ def _insert_layer(best, layer, points: _Cells, offsets, margin: int, centers):
             at = (strip * rows + steps[i, 0], steps[i, 1])
             rank, x, y, radius2 = (lax.dynamic_slice(a, at, (rows, width)) for a in grid)
             dx, dy = x - center_x, y - strip_y
-            bid = jnp.where(dx * dx + dy * dy < radius2, rank, NONE)
+            bid = jnp.where(covers(dx, dy, radius2), rank, NONE)
             # Every slot from the old slots only: a chain of slots would be recomputed by XLA once per slot.
             nearer = (jnp.full_like(bid, -1), *kept[:-1])
             return tuple(jnp.minimum(k, jnp.maximum(before, bid)) for before, k in zip(nearer, kept, strict=True))
@@ -112,9 +111,10 @@ def _insert_layer(best, layer, points: _Cells, offsets, margin: int, centers):
 
 
 def _finish(
-    pixel: Int[Array, " b"], best: Int[Array, "b k"], points: _Cells, offsets, margin: int, width: int, centers
+    m: Int[Array, ""], pixel: Int[Array, " b"], best: Int[Array, "b k"], points: _Cells, offsets, margin: int, centers
 ):
-    """The K best of some pixels whose first `_DENSE_LAYERS` layers are in."""
+    """The K best of some pixels whose first m layers are in."""
+    width = len(centers[0])
     across = width + 2 * margin
     row, column = pixel // width, pixel % width
     around = (row[:, None] + margin - offsets[:, 0]) * across + column[:, None] + margin - offsets[:, 1]
@@ -129,13 +129,12 @@ def _finish(
         _, best, rank = state
         return (rank.min(axis=1) < best[:, -1]).any()
 
-    start = jnp.int32(_DENSE_LAYERS), best, points.layer(around, _DENSE_LAYERS)
-    return lax.while_loop(is_open, body, start)[1]
+    return lax.while_loop(is_open, body, (m, best, points.layer(around, m)))[1]
 
 
 def stencil(
     ndc: Float[Array, "n 3"],
-    radius2: Float[Array, "..."],
+    radius2: Float[Array, ...],
     valid: Bool[Array, " n"],
     height: int,
     width: int,
@@ -157,22 +156,24 @@ def stencil(
     centers = jnp.asarray(columns_at), jnp.asarray(rows_at.reshape(strips, rows, 1))
 
     best = tuple(jnp.full((strips, rows, width), NONE, jnp.int32) for _ in range(k))
-    best = lax.fori_loop(
-        0, _DENSE_LAYERS,
-        lambda m, kept: _insert_layer(kept, points.layer(every_cell, m), points, offsets, margin, centers), best,
-    )  # fmt: skip
-    ranks = jnp.stack(best, axis=-1).reshape(strips * rows * width, k)
-    certified = _lowest_around(points.layer(every_cell, _DENSE_LAYERS), margin).reshape(-1) >= ranks[:, -1]
-    flat_centers, batch = (jnp.asarray(columns_at), jnp.asarray(rows_at)), min(_BATCH, strips * rows * width)
+    pixels = strips * rows * width
+    batch = min(_BATCH, pixels)
 
-    def next_batch(state):
-        ranks, certified = state
-        pixel = jnp.nonzero(~certified, size=batch, fill_value=len(certified))[0]
-        at = jnp.minimum(pixel, len(certified) - 1)
-        done = _finish(at, ranks[at], points, jnp.asarray(offsets, jnp.int32), margin, width, flat_centers)
-        return ranks.at[pixel].set(done, mode="drop"), certified.at[pixel].set(True, mode="drop")
+    def add_layer(state):
+        m, layer, best, _ = state
+        best = _insert_layer(best, layer, points, offsets, margin, centers)
+        layer = points.layer(every_cell, m + 1)
+        return m + 1, layer, best, _lowest_around(layer, margin).reshape(best[0].shape) >= best[-1]
 
-    ranks, certified = lax.while_loop(lambda state: ~state[1].all(), next_batch, (ranks, certified))
+    start = jnp.int32(0), points.layer(every_cell, 0), best, jnp.zeros(best[0].shape, bool)
+    m, _, best, certified = lax.while_loop(lambda state: (~state[3]).sum() > batch, add_layer, start)
+    # At most a batch of pixels is left, and all of them are finished.
+    ranks, certified = jnp.stack(best, axis=-1).reshape(pixels, k), certified.reshape(pixels)
+    pixel = jnp.nonzero(~certified, size=batch, fill_value=pixels)[0]
+    at = jnp.minimum(pixel, pixels - 1)
+    flat_centers = jnp.asarray(columns_at), jnp.asarray(rows_at)
+    done = _finish(m, at, ranks[at], points, jnp.asarray(offsets, jnp.int32), margin, flat_centers)
+    ranks, certified = ranks.at[pixel].set(done, mode="drop"), certified.at[pixel].set(True, mode="drop")
     indices = jnp.where(ranks < NONE, order[jnp.minimum(ranks, n - 1)], -1)
     return (
         indices.reshape(strips * rows, width, k)[:height],

@@ -192,7 +192,7 @@ def register(name: str, run: Any, uses: Sequence[Any]) -> None:
     run_address, table_address = run.address, table.ctypes.data
 
     # Not kept on disk, as it holds the addresses of this process; small, as it calls through them.
-    @numba.cfunc(types.int64(types.int64), nopython=True)
+    @numba.cfunc(types.int64(types.int64))
     def handler(frame):
         if is_execution(frame):
             _call(run_address, frame, table_address)
