@@ -3,5 +3,16 @@
 from spatia_jax.splat.fragments import Fragments, rasterize, shade
 from spatia_jax.splat.projection import SplatConfig, disc_radius2, project
 from spatia_jax.splat.render import Projection, render
+from spatia_jax.splat.sharded import render_sharded
 
-__all__ = ["Fragments", "Projection", "SplatConfig", "disc_radius2", "project", "rasterize", "render", "shade"]
+__all__ = [
+    "Fragments",
+    "Projection",
+    "SplatConfig",
+    "disc_radius2",
+    "project",
+    "rasterize",
+    "render",
+    "render_sharded",
+    "shade",
+]

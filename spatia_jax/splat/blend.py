@@ -7,6 +7,7 @@ chooses the points again, so that nothing the size of an image times K is kept b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from spatia_jax.sorting import stable_argsort
-from spatia_jax.splat import cpu
+from spatia_jax.splat import cpu, pallas
 from spatia_jax.splat.fragments import rasterize, shade
 from spatia_jax.splat.projection import SplatConfig, pixel_centers
 
@@ -93,11 +94,17 @@ def draw(
     config: SplatConfig,
 ) -> tuple[Float[Array, "h w c"], Float[Array, "h w"], Float[Array, "h w"]]:
     """One view: blended features, coverage (the same with features of 1), depth of the nearest disc (0 in holes)."""
-    with_xla = partial(_draw_with_xla, height=height, width=width, config=config)
-    if config.algorithm != "auto":
-        return with_xla(ndc, radius2, valid, features)
-    native = partial(cpu.draw, height=height, width=width, k=config.points_per_pixel)
-    return lax.platform_dependent(ndc, radius2, valid, features, cpu=native, default=with_xla)
+    size = {"height": height, "width": width}
+    cloud = ndc, radius2, valid, features
+    if config.algorithm != "auto" or not ndc.shape[0]:
+        return _draw_with_xla(*cloud, **size, config=config)
+    stencil = partial(_draw_with_xla, **size, config=replace(config, algorithm="stencil"))
+    native = partial(cpu.draw, **size, k=config.points_per_pixel)
+
+    def with_pallas(*cloud):
+        return pallas.draw(*cloud, height, width, config, fallback=lambda: stencil(*cloud))
+
+    return lax.platform_dependent(*cloud, cpu=native, tpu=with_pallas, default=stencil)
 
 
 def _forward(ndc, radius2, valid, features, height, width, config):

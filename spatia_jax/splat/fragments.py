@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from spatia_jax.splat import cpu
+from spatia_jax.splat import cpu, pallas
 from spatia_jax.splat.peel import peel
 from spatia_jax.splat.projection import SplatConfig, pixel_centers
 from spatia_jax.splat.stencil import stencil
@@ -67,7 +67,10 @@ def choose(
     def with_xla(*cloud):
         return stencil(*cloud, height, width, config)
 
-    return lax.platform_dependent(*cloud, cpu=native, default=with_xla)
+    def with_pallas(*cloud):
+        return pallas.choose(*cloud, height, width, config)
+
+    return lax.platform_dependent(*cloud, cpu=native, tpu=with_pallas, default=with_xla)
 
 
 def rasterize(

@@ -157,7 +157,7 @@ def stencil(
 
     best = tuple(jnp.full((strips, rows, width), NONE, jnp.int32) for _ in range(k))
     pixels = strips * rows * width
-    batch = min(_BATCH, pixels)
+    batch = min(_BATCH, -(-pixels // 16))
 
     def add_layer(state):
         m, layer, best, _ = state
