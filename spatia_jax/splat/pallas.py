@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Bool, Float, Int
 
 from spatia_jax.sorting import stable_argsort
@@ -87,7 +88,7 @@ def _one_point(read, place, state, centers, k: int, what: str):
 
 def _start(centers, k: int, channels: int, what: str):
     """Pixels beyond the image have their centre at infinity, and are full."""
-    count = jnp.where(jnp.isfinite(centers[0] + centers[1]), 0, k).astype(jnp.int32)
+    count = jnp.where(centers[0] + centers[1] < np.float32(1e30), 0, k).astype(jnp.int32)
     if what == "choose":
         return (count, *(jnp.full_like(count, -1) for _ in range(k)))
     zero = jnp.zeros(count.shape, jnp.float32)
@@ -166,6 +167,7 @@ def _run(lists: Lists, ndc, radius2, features, height, width, k: int, what: str,
         whole = pl.BlockSpec(memory_space=pl.ANY)
         call = pl.pallas_call(
             partial(_gpu_kernel, **options), grid=(rows, columns), out_shape=out, interpret=interpret,
+            compiler_params=pltriton.CompilerParams(num_warps=4),
             in_specs=[whole, pl.BlockSpec(tile, pixels), pl.BlockSpec(tile, pixels), whole],
             out_specs=pl.BlockSpec((planes, *tile), block),
         )  # fmt: skip
