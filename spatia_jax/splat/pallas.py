@@ -146,10 +146,12 @@ def _run(lists: Lists, ndc, radius2, features, height, width, k: int, what: str,
     """The planes [p, h, w] that a kernel writes for every pixel."""
     tile = _TILES[device]
     rows, columns, channels = -(-height // tile[0]), -(-width // tile[1]), features.shape[1]
-    x, y = (np.pad(c, (0, -len(c) % t), constant_values=np.inf)
-            for c, t in zip(pixel_centers(height, width), tile[::-1], strict=True))  # fmt: skip
-    shape = len(y), len(x)
-    x, y = jnp.asarray(np.broadcast_to(x, shape)), jnp.asarray(np.broadcast_to(y[:, None], shape))
+    at_x, at_y = (
+        np.pad(centers, (0, -len(centers) % size), constant_values=np.inf)
+        for centers, size in zip(pixel_centers(height, width), tile[::-1], strict=True)
+    )
+    shape = len(at_y), len(at_x)
+    x, y = jnp.asarray(np.broadcast_to(at_x, shape)), jnp.asarray(np.broadcast_to(at_y[:, None], shape))
     radius2 = jnp.broadcast_to(radius2, ndc.shape[:1])
     table = jnp.stack([ndc[:, 0], ndc[:, 1], radius2, 1.0 / radius2, ndc[:, 2], *features.T])[:, lists.points]
     table = table.reshape(len(table), -1, _CHUNK).swapaxes(0, 1)

@@ -7,6 +7,7 @@ index in the whole map), so the picture is that of the whole map.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -47,8 +48,9 @@ def render_sharded(
     for name, axis, count in (("views", views, len(cameras)), ("points", points, positions.shape[0])):
         if axis is not None and count % mesh.shape[axis]:
             raise InputError(f"{count} {name} cannot be split over the {mesh.shape[axis]} devices of mesh axis {axis}")
-    size = {"height": height, "width": width, "config": config}
-    each = partial(render, **size) if points is None else partial(_render_part, axis=points, **size)
+    each: Callable[..., Projection] = partial(render, height=height, width=width, config=config)
+    if points is not None:
+        each = partial(_render_part, axis=points, height=height, width=width, config=config)
     cloud, path = PartitionSpec(points), PartitionSpec(views)
     run = jax.shard_map(each, mesh=mesh, in_specs=(cloud, cloud, cloud, path), out_specs=path, check_vma=False)
     return run(positions, features, valid, cameras)

@@ -41,9 +41,9 @@ def test_kernels_choose_and_draw_what_the_plain_forms_do(device):
 
 
 def test_lists_without_room_are_noticed_and_the_stencil_takes_over():
-    ndc, valid, _ = scene(400)
+    ndc, valid, _ = scene(1000)
     ndc = ndc * jnp.array([0.15, 1.0, 1.0])
-    config, radius2 = SplatConfig(radius=0.9, points_per_pixel=3), jnp.float32(0.9) ** 2
+    config, radius2 = SplatConfig(radius=1.5, points_per_pixel=3), jnp.float32(1.5) ** 2
     _, fits = pallas.make_lists(ndc, radius2, valid, H, W, (16, 16), config)
     assert not bool(fits)
     expected = rasterize(ndc, valid, H, W, config)
