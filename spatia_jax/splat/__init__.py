@@ -1,6 +1,18 @@
 """The point renderer: exact, jittable, differentiable discs with PyTorch3D's semantics."""
 
-from spatia_jax.splat.projection import SplatConfig, project
-from spatia_jax.splat.render import Fragments, Projection, rasterize, render, shade
+from spatia_jax.splat.fragments import Fragments, rasterize, shade
+from spatia_jax.splat.projection import SplatConfig, disc_radius2, project
+from spatia_jax.splat.render import Projection, render
+from spatia_jax.splat.sharded import render_sharded
 
-__all__ = ["Fragments", "Projection", "SplatConfig", "project", "rasterize", "render", "shade"]
+__all__ = [
+    "Fragments",
+    "Projection",
+    "SplatConfig",
+    "disc_radius2",
+    "project",
+    "rasterize",
+    "render",
+    "render_sharded",
+    "shade",
+]

@@ -20,6 +20,7 @@ from spatia_jax.errors import InputError
 CONVENTIONS = ("correct", "release")
 # Nearer than this a division by depth overflows float32; such points have no pixel.
 _MIN_ABS_DEPTH = 1e-12
+_SMALLEST_DISC_PX = 0.75  # no place is farther than 0.71 pixels from the centre of one
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,34 @@ class SplatConfig:
     """How points become discs. Static: hashable, a jit argument by value.
 
     Attributes:
-        radius: disc radius in NDC (half the shorter image side is 1); the same for every depth.
+        radius: disc radius in NDC (half the shorter image side is 1); the same for every depth, or, with
+            `metric_radius`, the largest that a disc can get.
         points_per_pixel: how many of the nearest discs are blended in a pixel. 5 as released; take 12 to 20 where
             gradients have to be right, because they do not see a point enter or leave this list.
         convention: "correct" or "release", see the module docstring.
-        algorithm: "auto", "peel" or "stencil"; all select the same points.
+        algorithm: "auto" (the fastest for the platform that the program is compiled for), "peel" or "stencil"; all
+            select the same points.
+        metric_radius: disc radius in the world's units, for clouds that know their spacing: a disc shrinks with its
+            distance, to no less than 3/4 of a pixel so that it always covers one.
+        views_at_once: how many views are in memory together. One keeps every core of a CPU busy.
     """
 
     radius: float = 0.01
     points_per_pixel: int = 5
     convention: str = "correct"
     algorithm: str = "auto"
+    metric_radius: float | None = None
+    views_at_once: int = 1
 
     def __post_init__(self):
         if not self.radius > 0:
             raise InputError(f"splat radius is {self.radius}; it has to be above 0 (NDC, half the shorter side is 1)")
         if self.points_per_pixel < 1:
             raise InputError(f"splat points_per_pixel is {self.points_per_pixel}; it has to be at least 1")
+        if self.metric_radius is not None and not self.metric_radius > 0:
+            raise InputError(f"splat metric_radius is {self.metric_radius}; it has to be above 0 (the world's units)")
+        if self.views_at_once < 1:
+            raise InputError(f"splat views_at_once is {self.views_at_once}; it has to be at least 1")
         if self.convention not in CONVENTIONS:
             raise InputError(f"splat convention is {self.convention!r}; it has to be one of {', '.join(CONVENTIONS)}")
         if self.algorithm not in ("auto", "peel", "stencil"):
@@ -60,6 +72,21 @@ def pixel_centers(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         return -half + (span * flipped + half) / np.float32(size)
 
     return along(width, height), along(height, width)
+
+
+def disc_radius2(
+    depth: Float[Array, " n"], camera: Cameras, height: int, width: int, config: SplatConfig
+) -> Float[Array, ...]:
+    """Squared disc radius in NDC: of every point [n], or of all [] where depth does not matter."""
+    largest = np.float32(config.radius)
+    if config.metric_radius is None:
+        return jnp.asarray(largest * largest)
+    shorter = min(height, width)
+    focal = jnp.sqrt(camera.intrinsics[0] * width * camera.intrinsics[1] * height)
+    usable = depth > _MIN_ABS_DEPTH
+    radius = config.metric_radius * focal * (2.0 / shorter) / jnp.where(usable, depth, 1.0)
+    smallest = min(_SMALLEST_DISC_PX * 2.0 / shorter, config.radius)
+    return jnp.clip(radius, smallest, config.radius) ** 2
 
 
 def project(

@@ -8,7 +8,7 @@ from spatia_jax.cameras import Cameras
 from spatia_jax.splat import SplatConfig, render
 
 
-@pytest.mark.parametrize("algorithm", ["peel", "stencil"])
+@pytest.mark.parametrize("algorithm", ["auto", "peel", "stencil"])
 def test_images_equal_the_official_ones(golden_dir, algorithm):
     golden = np.load(golden_dir / "render.npz")
     height, width = map(int, golden["image_hw"])

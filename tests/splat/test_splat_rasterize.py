@@ -62,7 +62,7 @@ SCENES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", ["peel", "stencil"])
+@pytest.mark.parametrize("algorithm", ["auto", "peel", "stencil"])
 @pytest.mark.parametrize("name", SCENES)
 def test_selects_what_brute_force_selects(name, algorithm):
     ndc, valid = scene(name)
@@ -71,7 +71,7 @@ def test_selects_what_brute_force_selects(name, algorithm):
     np.testing.assert_array_equal(indices, brute_force(ndc, valid, 19, 34, config))
 
 
-@pytest.mark.parametrize("algorithm", ["peel", "stencil"])
+@pytest.mark.parametrize("algorithm", ["auto", "peel", "stencil"])
 @pytest.mark.parametrize(
     ("height", "width", "radius", "k"), [(1, 1, 0.9, 3), (1, 9, 0.3, 2), (33, 8, 0.05, 5), (20, 20, 0.01, 1)]
 )

@@ -103,7 +103,7 @@ def test_empty_map_is_all_holes():
     jax.tree.map(np.testing.assert_array_equal, projection, nothing)
 
 
-@pytest.mark.parametrize("algorithm", ["peel", "stencil"])
+@pytest.mark.parametrize("algorithm", ["auto", "peel", "stencil"])
 def test_gradients_of_positions_features_and_camera(algorithm):
     """With room for all hits in the list the image is differentiable but at the discs' rims, which do not jump."""
     positions, colors, valid = cloud(n=12, seed=3)
