@@ -37,7 +37,7 @@ def assert_same(a, b, atol=0.0):
 def test_order_of_points_does_not_matter():
     points = cloud()
     shuffled = jax.random.permutation(jax.random.key(0), 700)
-    assert float((picture(*points).coverage > 0).mean()) > 0.5
+    assert float((picture(*points).coverage > 0).mean()) > 0.4
     # XLA rounds the projection of a point by where it stands in its vectors.
     assert_same(picture(*points), picture(*(leaf[shuffled] for leaf in points)), atol=2e-5)
 
