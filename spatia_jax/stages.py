@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from spatia_jax import diffusion, mapper, memory, release_quirks, splat
 from spatia_jax.cameras import Cameras
+from spatia_jax.mapper import tracking
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_bytes, to_signed, to_unit
 from spatia_jax.pyramid import fill_holes
@@ -154,18 +155,67 @@ def decode(model: Model, params: Params, latents: Float[Array, "1 f p q c"], num
 
 
 def map_frames(
+    model: Model,
+    params: Params,
+    world: World,
+    request: ClipRequest,
+    frames: UInt8[Array, "t h w 3"],
+    seen: Projection,
+) -> tuple[mapper.MapUpdate, Cameras]:
+    """Depth, motion and confidence of the keyframes among new frames, and the cameras of all of them, as found."""
+    if model.config.mapper.tracking is None:
+        return map_trusting(model, params, request, frames, seen), request.cameras
+    return map_tracking(model, params, world, request, frames)
+
+
+def map_tracking(
+    model: Model, params: Params, world: World, request: ClipRequest, frames: UInt8[Array, "t h w 3"]
+) -> tuple[mapper.MapUpdate, Cameras]:
+    """The same with cameras that are found by bundle adjustment; the request's are where it starts."""
+    config = model.config.mapper
+    chosen = keyframes(model, len(frames))
+    start = tracking.moved(request.cameras, world.path_from_map)
+    shown = to_unit(frames[chosen])
+    depth = model.estimate_depth(params, to_signed(frames[chosen]))
+    before = world.history_cameras[-1:]
+    seen = project(model, world, Cameras.concatenate([before, start[chosen]]))
+    seen_color = seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None]
+    aligned = mapper.update(config, depth, shown, start[chosen], seen.depth[1:], seen_color[1:]).depth
+    from spatia_jax.mapper._devmatch import match
+    track = tracking.track(
+        config.tracking,
+        match,
+        tracking.View(to_unit(world.history[-1:]), seen.depth[:1], before),
+        tracking.View(shown, aligned, start[chosen]),
+        tracking.View(seen_color[1:], seen.depth[1:], start[chosen]),
+    )
+    path = tracking.follow(start, mapper.keyframes(len(frames), model.config.memory.map_stride), track.cameras)
+    seen = project(model, world, track.cameras)
+    seen_color = seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None]
+    mapped = mapper.update(config, depth, shown, track.cameras, seen.depth, seen_color, request.moving[chosen])
+    return mapped, path
+
+
+def map_trusting(
     model: Model, params: Params, request: ClipRequest, frames: UInt8[Array, "t h w 3"], seen: Projection
 ) -> mapper.MapUpdate:
-    """Depth, motion and confidence of new frames, in the map's own scale."""
+    """The keyframes' depth in the map's own scale, and what of it is static; the request's cameras are trusted."""
+    chosen = keyframes(model, len(frames))
+    frames, seen = frames[chosen], jax.tree.map(lambda leaf: leaf[chosen], seen)
     return mapper.update(
         model.config.mapper,
         depth_frames=model.estimate_depth(params, to_signed(frames)),
         frames=to_unit(frames),
-        cameras=request.cameras,
+        cameras=request.cameras[chosen],
         map_depth=seen.depth,
         map_color=seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None],
-        masks=request.moving,
+        masks=request.moving[chosen],
     )
+
+
+def keyframes(model: Model, num_frames: int) -> Int[Array, " k"]:
+    """Numbers, within a clip, of the frames that are mapped."""
+    return jnp.array(mapper.keyframes(num_frames, model.config.memory.map_stride))
 
 
 def remember(
@@ -174,6 +224,7 @@ def remember(
     request: ClipRequest,
     frames: UInt8[Array, "t h w 3"],
     mapped: mapper.MapUpdate,
+    path: Cameras,
     references: Int[Array, " K"],
     *,
     opening: bool,
@@ -183,8 +234,9 @@ def remember(
     A point that would hide what a reference or the oldest frame of the bank (the photo) saw is refused.
     """
     config, stored = model.config.clip, model.config.memory
-    positions, colors, weights, valid, keyframes = mapper.select_points(
-        mapped, to_unit(frames), mapped.cameras, stored.map_stride, stored.pixel_stride
+    chosen = keyframes(model, len(frames))
+    positions, colors, weights, valid, brought_by = mapper.select_points(
+        mapped, to_unit(frames[chosen]), stored.pixel_stride
     )
     witnesses = world.frame_bank.cameras[jnp.maximum(jnp.append(references, 0), 0)]
     seen = project(model, world, witnesses).depth
@@ -193,19 +245,20 @@ def remember(
         world.point_map, positions, colors, weights, valid,
         provenance=world.clip_index + 1,
         voxel_size=stored.voxel_size,
-        keyframes=world.frame_count + keyframes,
+        keyframes=world.frame_count + chosen[brought_by],
     )  # fmt: skip
     # A frame becomes a reference when it has left the history; until then the transformer is given it anyway.
     n, stride = config.history_frames, config.reference_stride
     past = frames if opening else jnp.concatenate([world.history, frames])
-    cameras = request.cameras if opening else Cameras.concatenate([world.history_cameras, request.cameras])
+    cameras = path if opening else Cameras.concatenate([world.history_cameras, path])
     leaving = slice(stride - 1, len(past) - n, stride)
     return dataclasses.replace(
         world,
         point_map=point_map,
         frame_bank=memory.remember(world.frame_bank, past[leaving], cameras[leaving], world.clip_index + 1),
         history=jnp.concatenate([world.history, frames])[-n:],
-        history_cameras=Cameras.concatenate([world.history_cameras, request.cameras])[-n:],
+        history_cameras=Cameras.concatenate([world.history_cameras, path])[-n:],
         clip_index=world.clip_index + 1,
         frame_count=world.frame_count + len(frames),
+        path_from_map=tracking.path_from_map(request.cameras[-1], path[-1]),
     )

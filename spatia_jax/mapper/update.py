@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
 from spatia_jax.mapper import alignment, filters
+from spatia_jax.mapper.tracking import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MapperConfig:
         correction_bins: layers of depth in which the alignment's smooth correction spreads apart.
         motion_color_tolerance: colour distance (RGB in [0, 1]) that, with depth off by `agree_tolerance`, means motion.
         motion_window: pixels, side of the majority filter of the motion mask.
-        neighbors: frame offsets of the views that are asked to confirm a pixel.
+        neighbors: offsets, in keyframes, of the views that are asked to confirm a pixel.
         min_agreements: confirmations needed, or as many as there are views that the pixel falls into.
         view_tolerance: how close two views have to be to agree.
         edge_tolerance: curvature of inverse depth, relative to itself, from which on a pixel lies on a depth edge.
@@ -39,6 +40,7 @@ class MapperConfig:
         covered_weight: factor on the weight of pixels that the map has already; 0 adds new places only.
         free_tolerance: how much nearer than what an earlier view saw there, as a share of its depth, a point must be to
             be refused as standing in space that is known to be free.
+        tracking: how cameras are found; None: the commanded ones are trusted.
     """
 
     fit_stride: int = 2
@@ -48,13 +50,14 @@ class MapperConfig:
     correction_bins: int = 6
     motion_color_tolerance: float = 0.25
     motion_window: int = 5
-    neighbors: tuple[int, ...] = (-4, 4)
+    neighbors: tuple[int, ...] = (-1, 1)
     min_agreements: int = 1
     view_tolerance: float = 0.06
     edge_tolerance: float = 0.1
     max_depth: float = 50.0
     covered_weight: float = 0.25
     free_tolerance: float = 0.15
+    tracking: TrackingConfig | None = None
 
     def __post_init__(self):
         if 0 in self.neighbors:
@@ -149,29 +152,31 @@ def update(
     return MapUpdate(cameras, jnp.where(known | covered, depth, 0.0), static, moving, weight, report)
 
 
+def keyframes(num_frames: int, stride: int) -> tuple[int, ...]:
+    """The frames of a clip that are mapped: every `stride`-th, back from the last."""
+    return tuple(range((num_frames - 1) % stride, num_frames, stride))
+
+
 def select_points(
-    mapped: MapUpdate, frames: Float[Array, "t h w 3"], cameras: Cameras, frame_stride: int, pixel_stride: int
+    mapped: MapUpdate, frames: Float[Array, "t h w 3"], pixel_stride: int
 ) -> tuple[Float[Array, "m 3"], Float[Array, "m 3"], Float[Array, " m"], Bool[Array, " m"], Int[Array, " m"]]:
-    """Points for `memory.insert`: every `frame_stride`-th frame, back from the last, and every `pixel_stride`-th pixel.
+    """Points for `memory.insert`: every `pixel_stride`-th pixel.
 
     Args:
         frames: colours in [0, 1].
-        cameras: Cameras[t]; those of `mapped`, unless a caller knows better.
 
     Returns:
-        positions [m, 3] in the world, colors [m, 3], weights [m], valid [m], and keyframes [m] int32, the index of the
-        point's frame in the clip. Static shapes: what is not valid is still in the arrays.
+        positions [m, 3] in the world, colors [m, 3], weights [m], valid [m], and keyframes [m] int32, the number of
+        the point's frame. Static shapes: what is not valid is still in the arrays.
     """
-    chosen = range((frames.shape[0] - 1) % frame_stride, frames.shape[0], frame_stride)
-    pick = jnp.array(chosen)
     start = pixel_stride // 2
 
     def thin(images):
-        return images[pick, start::pixel_stride, start::pixel_stride]
+        return images[:, start::pixel_stride, start::pixel_stride]
 
     weight = thin(mapped.weight)
-    positions = thin(cameras.unproject(mapped.depth))
-    keyframes = jnp.broadcast_to(pick[:, None, None], weight.shape).astype(jnp.int32)
+    positions = thin(mapped.cameras.unproject(mapped.depth))
+    keyframes = jnp.broadcast_to(jnp.arange(len(weight), dtype=jnp.int32)[:, None, None], weight.shape)
     colors = jnp.nan_to_num(thin(frames))
     return positions.reshape(-1, 3), colors.reshape(-1, 3), weight.ravel(), weight.ravel() > 0, keyframes.ravel()
 
