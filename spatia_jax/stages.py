@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from spatia_jax import diffusion, mapper, memory, release_quirks, splat
 from spatia_jax.cameras import Cameras
 from spatia_jax.mapper import tracking
+from spatia_jax.mapper.motion import moving_pixels
+from spatia_jax.memory import PointMap
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_bytes, to_signed, to_unit
 from spatia_jax.pyramid import fill_holes
@@ -172,28 +174,29 @@ def map_tracking(
     model: Model, params: Params, world: World, request: ClipRequest, frames: UInt8[Array, "t h w 3"]
 ) -> tuple[mapper.MapUpdate, Cameras]:
     """The same with cameras that are found by bundle adjustment; the request's are where it starts."""
-    config = model.config.mapper
+    config, tracked = model.config.mapper, model.config.mapper.tracking
+    assert tracked is not None
     chosen = keyframes(model, len(frames))
     start = tracking.moved(request.cameras, world.path_from_map)
     shown = to_unit(frames[chosen])
     depth = model.estimate_depth(params, to_signed(frames[chosen]))
     before = world.history_cameras[-1:]
     seen = project(model, world, Cameras.concatenate([before, start[chosen]]))
-    seen_color = seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None]
-    aligned = mapper.update(config, depth, shown, start[chosen], seen.depth[1:], seen_color[1:]).depth
-    from spatia_jax.mapper._devmatch import match
+    behind, seen = (jax.tree.map(lambda leaf, part=part: leaf[part], seen) for part in (slice(1), slice(1, None)))
+    aligned = mapper.update(config, depth, shown, start[chosen], seen.depth, plain_color(seen)).depth
     track = tracking.track(
-        config.tracking,
-        match,
-        tracking.View(to_unit(world.history[-1:]), seen.depth[:1], before),
-        tracking.View(shown, aligned, start[chosen]),
-        tracking.View(seen_color[1:], seen.depth[1:], start[chosen]),
+        tracked,
+        tracking.Views(to_unit(world.history[-1:]), behind.depth, before),
+        tracking.Views(shown, aligned, start[chosen]),
+        tracking.Views(seen.color, seen.depth, start[chosen], seen.coverage),
     )
-    path = tracking.follow(start, mapper.keyframes(len(frames), model.config.memory.map_stride), track.cameras)
-    seen = project(model, world, track.cameras)
-    seen_color = seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None]
-    mapped = mapper.update(config, depth, shown, track.cameras, seen.depth, seen_color, request.moving[chosen])
-    return mapped, path
+    found = track.cameras
+    seen = project(model, world, found)
+    moving = request.moving[chosen] | moving_pixels(
+        tracked.motion, shown, aligned, found, plain_color(seen), seen.depth > 0
+    )
+    mapped = mapper.update(config, depth, shown, found, seen.depth, plain_color(seen), moving, judge_motion=False)
+    return mapped, tracking.follow(start, mapper.keyframes(len(frames), model.config.memory.map_stride), found)
 
 
 def map_trusting(
@@ -208,14 +211,33 @@ def map_trusting(
         frames=to_unit(frames),
         cameras=request.cameras[chosen],
         map_depth=seen.depth,
-        map_color=seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None],
+        map_color=plain_color(seen),
         masks=request.moving[chosen],
     )
+
+
+def plain_color(seen: Projection) -> Float[Array, "v h w 3"]:
+    """The projection's colours, not premultiplied by coverage."""
+    return seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None]
 
 
 def keyframes(model: Model, num_frames: int) -> Int[Array, " k"]:
     """Numbers, within a clip, of the frames that are mapped."""
     return jnp.array(mapper.keyframes(num_frames, model.config.memory.map_stride))
+
+
+def carve(model: Model, point_map: PointMap, mapped: mapper.MapUpdate, frames: Float[Array, "k h w 3"]) -> PointMap:
+    """The map without what the keyframes see through; nothing is carved where cameras are merely trusted."""
+    config, tracked = model.config.mapper, model.config.mapper.tracking
+    if tracked is None:
+        return point_map
+    views = mapper.seen_through(
+        point_map.positions, point_map.colors, mapped, frames,
+        depth_tolerance=tracked.carve_tolerance, color_tolerance=config.motion_color_tolerance,
+    )  # fmt: skip
+    generated = (point_map.provenance > memory.OBSERVED) & (point_map.provenance < memory.EDIT)
+    needed = jnp.where(generated, tracked.carve_views, tracked.carve_observed_views)
+    return memory.remove(point_map, point_map.valid & (views >= needed))
 
 
 def remember(
@@ -242,7 +264,7 @@ def remember(
     seen = project(model, world, witnesses).depth
     valid &= ~mapper.blocks_views(positions, witnesses, seen, model.config.mapper.free_tolerance)
     point_map = memory.insert(
-        world.point_map, positions, colors, weights, valid,
+        carve(model, world.point_map, mapped, to_unit(frames[chosen])), positions, colors, weights, valid,
         provenance=world.clip_index + 1,
         voxel_size=stored.voxel_size,
         keyframes=world.frame_count + chosen[brought_by],

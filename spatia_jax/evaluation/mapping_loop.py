@@ -1,8 +1,8 @@
 """The mapper inside the loop, with ground truth: how far wrong poses lead it astray, and what it finds out by itself.
 
-A camera goes out and comes back through a held-out procedural scene. It really moves along the *actual* path; the mapper
-is *told* another one, which turns away by `degrees` and moves off by `percent` of the way in every clip, always in the
-same direction, so that the errors add up. What the actual path means depends on where the frames come from:
+A camera goes out and comes back through a held-out procedural scene. It really moves along the *actual* path; the
+mapper is *told* another one, which turns away by `degrees` and moves off by `percent` of the way in every clip, always
+in the same direction, so that the errors add up. What the actual path means depends on where the frames come from:
 
     seen       the frames are the scene itself, rendered at the actual poses with its moving objects: a camera that does
                not go where it was sent. This is the test of a mapper, since nothing but the frames shows the way.
@@ -35,8 +35,8 @@ from spatia_jax.data.procedural import HELD_OUT, Scene, caption, inside_moving, 
 from spatia_jax.errors import InputError
 from spatia_jax.evaluation.closed_loop import Truth, Walker, filled_projection
 from spatia_jax.evaluation.metrics import psnr
-from spatia_jax.memory import PointMap
 from spatia_jax.mapper import TrackingConfig
+from spatia_jax.memory import PointMap
 from spatia_jax.model import Model, Params
 from spatia_jax.sampling import compiled
 from spatia_jax.sampling.inputs import split_path

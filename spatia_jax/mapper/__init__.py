@@ -3,7 +3,7 @@
 from spatia_jax.mapper.filters import blocks_views
 from spatia_jax.mapper.prior import DepthPrior, Mapper
 from spatia_jax.mapper.tracking import TrackingConfig
-from spatia_jax.mapper.update import MapperConfig, MapUpdate, keyframes, select_points, update
+from spatia_jax.mapper.update import MapperConfig, MapUpdate, keyframes, seen_through, select_points, update
 
 __all__ = [
     "DepthPrior",
@@ -13,6 +13,7 @@ __all__ = [
     "TrackingConfig",
     "blocks_views",
     "keyframes",
+    "seen_through",
     "select_points",
     "update",
 ]

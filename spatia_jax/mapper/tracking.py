@@ -3,19 +3,18 @@
 The commanded path is a prior and no more. Every keyframe is matched with
 
     the map          splatted into the camera where the keyframe is thought to be: its depth is known and its pose is
-                     exact, so each match says where the keyframe is relative to the map. This closes loops, too: what is
-                     seen again is in the map
+                     exact, so each match says where the keyframe is relative to the map. This closes loops, too: what
+                     is seen again is in the map
     its neighbours   which tie the keyframes together where the map shows nothing
     an anchor        the last frame of the history, so that a clip begins where the one before ended
 
 and all of them are adjusted together: poses of the keyframes, depth of every pixel. Map and anchor stay where they are;
-they hold the gauge.
+they hold the gauge, and the scale is the map's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +25,34 @@ from jaxtyping import Array, Float
 from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
 from spatia_jax.mapper.bundle_adjustment import AdjustmentConfig, adjust
-from spatia_jax.mapper.problem import Matches, Priors, Variables
-from spatia_jax.mapper.reprojection import pixel_grid, warp
+from spatia_jax.mapper.matching import Matcher, PatchMatcher
+from spatia_jax.mapper.motion import MotionConfig
+from spatia_jax.mapper.problem import Matches, Priors, Variables, max_degree
+from spatia_jax.pyramid import fill_holes
+
+_WHOLE = 0.95  # share of a window that the map must cover for a match of it to count
+_WINDOW = 9  # pixels
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
     """Attributes:
+    matcher: where the correspondences come from.
+    motion: what is taken for moving, once the cameras are known.
     stride: pixels between those whose depth is adjusted.
-    match_px: standard deviation of a good match.
+    match_px: standard deviation of a match of full weight, in pixels of the image.
     robust_px: residual at which a match counts half.
     map_depth_sigma, prior_depth_sigma: relative, of the map's depth, and of the depth network's once it is aligned.
-    prior_meters, prior_degrees: how far a clip may be from where it was sent.
+    prior_meters, prior_degrees: standard deviation of how far a clip is from where it was sent.
     iterations: of the adjustment.
+    carve_tolerance: a point of the map is seen through where a keyframe's static surface lies behind it by this share
+        of its depth, in another colour.
+    carve_views: keyframes that have to see through a generated point before it is removed.
+    carve_observed_views: the same for an observed or edited one.
     """
 
+    matcher: PatchMatcher = PatchMatcher(finest=0)
+    motion: MotionConfig = MotionConfig()
     stride: int = 4
     match_px: float = 0.5
     robust_px: float = 1.0
@@ -49,26 +61,33 @@ class TrackingConfig:
     prior_meters: float = 0.1
     prior_degrees: float = 3.0
     iterations: int = 8
+    carve_tolerance: float = 0.2
+    carve_views: int = 2
+    carve_observed_views: int = 3
 
     def __post_init__(self):
         if self.stride < 1:
             raise InputError(f"tracking.stride is {self.stride}; it must be at least 1 pixel")
+        if min(self.match_px, self.robust_px, self.map_depth_sigma, self.prior_depth_sigma) <= 0:
+            raise InputError("tracking: match_px, robust_px and the depth sigmas are standard deviations, above 0")
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class View:
+class Views:
     """v pictures with what is known of their depth.
 
     Attributes:
         frames: [v, h, w, 3] in [0, 1].
         depth: [v, h, w]; 0 where unknown.
         cameras: Cameras [v].
+        coverage: [v, h, w], 1 where the frame shows something.
     """
 
     frames: Array
     depth: Array
     cameras: Cameras
+    coverage: Array = field(default_factory=lambda: jnp.ones(()))
 
 
 @jax.tree_util.register_dataclass
@@ -78,79 +97,63 @@ class Track:
 
     Attributes:
         cameras: Cameras [k] of the keyframes.
-        inverse_depth, depth_information: [k, p, q] of every `stride`-th pixel.
-        residual: [e, p, q] pixels between each match and where a static scene would have put it; weight: [e, p, q].
-        edges: [e, 2] node numbers: 0 the anchor, then k keyframes, then k renderings of the map.
+        inverse_depth: [k, p, q] of the pixels in the middle of cells of `stride` pixels.
+        depth_information: [k, p, q] of each of them, the poses known; prior_information: the share of its prior.
+        costs: [iterations + 1].
     """
 
     cameras: Cameras
     inverse_depth: Array
     depth_information: Array
-    residual: Array
-    weight: Array
-    cost: Array
+    prior_information: Array
+    costs: Array
 
 
-def edges(num_keyframes: int) -> np.ndarray:
-    """[e, 2] pairs of nodes that are matched, in both directions."""
+def pairs(num_keyframes: int) -> np.ndarray:
+    """[p, 2] of nodes that are matched: node 0 is the anchor, then k keyframes, then the map in their k cameras."""
     k = num_keyframes
-    pairs = [(1 + k + i, 1 + i) for i in range(k)]  # map and keyframe
-    pairs += [(1 + i, 2 + i) for i in range(k - 1)]
-    pairs += [(0, 1 + i) for i in range(min(k, 2))]
-    return np.array(pairs + [(j, i) for i, j in pairs], np.int32)
+    with_map = [(1 + k + i, 1 + i) for i in range(k)]
+    neighbors = [(1 + i, 2 + i) for i in range(k - 1)]
+    with_anchor = [(0, 1 + i) for i in range(min(k, 2))]
+    return np.array(with_map + neighbors + with_anchor, np.int32)
 
 
-def track(config: TrackingConfig, match: Callable, anchor: View, keyframes: View, rendering: View) -> Track:
-    """
+def track(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Views) -> Track:
+    """Poses and depth of k keyframes.
+
     Args:
-        match: (source, target, where source is known, where target is known) -> (pixels, weights); under vmap.
         anchor: one view with its true camera.
         keyframes: with the depth that they are thought to have, in the map's scale, and cameras to start from.
-        rendering: the map in the cameras of the keyframes.
+        rendering: the map in the cameras of the keyframes; colours premultiplied by coverage.
     """
-    k, step = len(keyframes.depth), config.stride
-    height, width = keyframes.depth.shape[1:]
-    nodes = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), anchor, keyframes, rendering)
-    pairs = edges(k)
-    source, target = jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1])
-    known = jnp.concatenate([jnp.ones((1 + k, height, width)), (rendering.depth > 0).astype(jnp.float32)])
-    where = jnp.where(nodes.depth > 0, nodes.depth, jnp.median(nodes.depth))
-    grid = pixel_grid(height, width)
-    lenses = nodes.cameras.pixel_intrinsics(height, width)
+    k, (height, width) = len(keyframes.depth), keyframes.depth.shape[1:]
+    cameras = Cameras.concatenate([anchor.cameras, keyframes.cameras, rendering.cameras])
+    filled = fill_holes(rendering.frames, rendering.coverage)
+    frames = jnp.concatenate([anchor.frames, keyframes.frames, filled])
+    whole = _box(rendering.coverage, _WINDOW) > _WHOLE
+    known = jnp.concatenate([jnp.ones((1 + k, height, width), bool), whole])
+    grid = (height // config.stride, width // config.stride)
+    matches = _match(config, frames, _middle(known.astype(jnp.float32), grid) > 0.5, pairs(k), grid)
 
-    def guess(i, j):
-        relative = (jaxlie.SE3(nodes.cameras.as_se3().wxyz_xyz[j]) @ jaxlie.SE3(nodes.cameras.as_se3().wxyz_xyz[i]).inverse()).as_matrix()[:3]
-        there, ratio, _, _ = warp(relative, 1 / where[i].ravel(), lenses[i], lenses[j], grid)
-        return jnp.clip(jnp.where(ratio > 0, there - grid, 0.0).T.reshape(height, width, 2), -width / 2, width / 2)
-
-    pixels, weights = jax.lax.map(
-        lambda e: match(nodes.frames[e[0]], nodes.frames[e[1]], known[e[0]], known[e[1]], guess(*e), guess(e[1], e[0])), (source, target)
+    inverse = jnp.concatenate(
+        [jnp.where(view.depth > 0, 1 / view.depth, 0.0) for view in (anchor, keyframes, rendering)]
     )
-    start = step // 2
-    thin = (slice(None), slice(start, None, step), slice(start, None, step))
-    pixels = (pixels[thin] - start) / step
-    weights = weights[thin] * (step / config.match_px) ** 2
-    matches = Matches(source, target, pixels, jnp.stack([weights, weights], -1), int(np.bincount(pairs[:, 0]).max()))
-
-    depth = nodes.depth[thin]
-    lens = nodes.cameras.pixel_intrinsics(height, width)
-    lens = jnp.concatenate([lens[:, :2], lens[:, 2:] - start], axis=-1) / step
-    filled = jnp.where(depth > 0, depth, jnp.median(depth))
-    variables = Variables(nodes.cameras.as_se3(), 1 / filled, lens, jnp.tile(jnp.array([1.0, 0.0]), (len(depth), 1)))
-    sigma = jnp.where(jnp.arange(1 + 2 * k) > k, config.map_depth_sigma, config.prior_depth_sigma)
-    is_keyframe = (jnp.arange(1 + 2 * k) > 0) & (jnp.arange(1 + 2 * k) <= k)
-    priors = Priors.none(variables).with_poses(
-        nodes.cameras, config.prior_meters, float(np.radians(config.prior_degrees)), ~is_keyframe
-    ).with_depth(depth, sigma[:, None, None])
-    solution = adjust(
-        matches, priors, variables, AdjustmentConfig(iterations=config.iterations, robust_px=config.robust_px / step)
-    )
-    found = solution.variables
+    inverse = _middle(inverse, grid)
+    depth = jnp.where(inverse > 0, 1 / inverse, 0.0)
+    start = Variables.start(cameras, jnp.where(inverse > 0, inverse, 1 / jnp.median(keyframes.depth)))
+    node = jnp.arange(1 + 2 * k)
+    adjusted = (node > 0) & (node <= k)
+    sigma = jnp.where(adjusted, config.prior_depth_sigma, config.map_depth_sigma)
+    priors = Priors.none(start).with_poses(
+        cameras, config.prior_meters, float(np.radians(config.prior_degrees)), ~adjusted
+    ).with_depth(depth, sigma[:, None, None])  # fmt: skip
+    settings = AdjustmentConfig(iterations=config.iterations, robust_px=config.robust_px / config.stride)
+    solution = adjust(matches, priors, start, settings)
+    ours = slice(1, 1 + k)
+    found = Cameras.from_se3(jaxlie.SE3(solution.variables.poses.wxyz_xyz[ours]), keyframes.cameras.intrinsics)
     return Track(
-        Cameras.from_se3(jaxlie.SE3(found.poses.wxyz_xyz[1 : 1 + k]), keyframes.cameras.intrinsics),
-        found.inverse_depth[1 : 1 + k],
-        solution.depth_information[1 : 1 + k],
-        pixels, weights, solution.costs,
+        found, solution.variables.inverse_depth[ours], solution.depth_information[ours],
+        priors.depth_information[ours], solution.costs,
     )  # fmt: skip
 
 
@@ -162,16 +165,47 @@ def follow(start: Cameras, keyframes: tuple[int, ...], found: Cameras) -> Camera
     correction = (found.as_se3() @ start[jnp.array(keyframes)].as_se3().inverse()).log()
     times = jnp.array((-1.0, *keyframes) if keyframes[0] else keyframes, jnp.float32)
     values = jnp.concatenate([jnp.zeros((1, 6)), correction]) if keyframes[0] else correction
-    between = jax.vmap(lambda v: jnp.interp(jnp.arange(len(start), dtype=jnp.float32), times, v), 1, 1)(values)
+    all_times = jnp.arange(len(start), dtype=jnp.float32)
+    between = jax.vmap(lambda value: jnp.interp(all_times, times, value), 1, 1)(values)
     return Cameras.from_se3(jaxlie.SE3.exp(between) @ start.as_se3(), start.intrinsics)
 
 
 def moved(cameras: Cameras, path_from_map: Float[Array, "3 4"]) -> Cameras:
     """Cameras of a path, given in the path's own coordinates, in those of the map."""
-    rotation, translation = cameras.rotation @ path_from_map[:, :3], cameras.transform(path_from_map[None, :, 3])
-    return Cameras(jnp.concatenate([rotation, jnp.swapaxes(translation, -1, -2)], axis=-1), cameras.intrinsics)
+    poses = cameras.as_se3() @ Cameras(path_from_map, jnp.ones(4)).as_se3()
+    return Cameras.from_se3(poses, cameras.intrinsics)
 
 
 def path_from_map(told: Cameras, found: Cameras) -> Float[Array, "3 4"]:
-    """What makes one told camera the found one: told = found after `moved`."""
+    """With this, `moved` makes a told camera the found one."""
     return (told.as_se3().inverse() @ found.as_se3()).as_matrix()[:3]
+
+
+def _match(config: TrackingConfig, frames, known, numbers: np.ndarray, grid: tuple[int, int]) -> Matches:
+    """Matches of all pairs in both directions, as edges; none where a frame shows nothing."""
+    matcher: Matcher = config.matcher
+    pixels, weights = matcher(frames, jnp.asarray(numbers), grid)
+    weights = weights * (config.stride / config.match_px) ** 2
+    edges = np.concatenate([numbers, numbers[:, ::-1]])
+    pixels, weights = (jnp.concatenate([both[:, 0], both[:, 1]]) for both in (pixels, weights))
+    source, target = jnp.asarray(edges[:, 0]), jnp.asarray(edges[:, 1])
+    landed = jnp.round(pixels).astype(jnp.int32)
+    column, row = jnp.clip(landed[..., 0], 0, grid[1] - 1), jnp.clip(landed[..., 1], 0, grid[0] - 1)
+    both_known = known[source] & known[target[:, None, None], row, column]
+    weights = jnp.where(both_known[..., None], weights, 0.0)
+    return Matches(source, target, pixels, weights, max_degree(edges[:, 0], len(frames)))
+
+
+def _middle(images: Float[Array, "v h w"], grid: tuple[int, int]) -> Float[Array, "v p q"]:
+    """Means of the pixels in the middle of each cell (four of them if its side is even); 0 where one of them is 0."""
+    step = images.shape[1] // grid[0]
+    cells = images.reshape(len(images), grid[0], step, grid[1], step)
+    middle = slice((step - 1) // 2, step // 2 + 1)
+    cells = cells[:, :, middle, :, middle]
+    return jnp.where((cells > 0).all((2, 4)), cells.mean((2, 4)), 0.0)
+
+
+def _box(images: Float[Array, "v h w"], size: int) -> Float[Array, "v h w"]:
+    """Means over squares; beyond the border its values repeat."""
+    padded = jnp.pad(images, ((0, 0), (size // 2, size // 2), (size // 2, size // 2)), mode="edge")
+    return jax.lax.reduce_window(padded, 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID") / size**2

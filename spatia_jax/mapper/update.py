@@ -96,6 +96,8 @@ def update(
     map_depth: Float[Array, "t h w"],
     map_color: Float[Array, "t h w 3"],
     masks: Bool[Array, "t h w"] | None = None,
+    *,
+    judge_motion: bool = True,
 ) -> MapUpdate:
     """Aligned depth of new frames and what of it may enter the map.
 
@@ -105,7 +107,8 @@ def update(
         cameras: Cameras[t], commanded, trusted.
         map_depth: z-depth of the map splatted into the cameras; 0 (or not finite) = hole.
         map_color: its colours in [0, 1], read only where `map_depth` is not a hole.
-        masks: True = moving, from the user or a segmenter; added to what the residuals say.
+        masks: True = moving, from the user or a segmenter.
+        judge_motion: add to the masks what the residuals against the map say.
 
     Returns:
         MapUpdate. With no overlap the prior is kept as it is; with nothing valid, nothing is static.
@@ -122,15 +125,17 @@ def update(
     aligned, fit = _align(config, depth_frames, map_depth, overlap)
     log_ratio = jnp.log(map_depth / aligned)
     agrees = overlap & (jnp.abs(log_ratio) < config.agree_tolerance)
-    moving = masked | filters.motion_mask(
-        frames,
-        map_color,
-        log_ratio,
-        overlap & seen,
-        color_tolerance=config.motion_color_tolerance,
-        depth_tolerance=config.agree_tolerance,
-        window=config.motion_window,
-    )
+    moving = masked
+    if judge_motion:
+        moving |= filters.motion_mask(
+            frames,
+            map_color,
+            log_ratio,
+            overlap & seen,
+            color_tolerance=config.motion_color_tolerance,
+            depth_tolerance=config.agree_tolerance,
+            window=config.motion_window,
+        )
     # The map fills in where the prior knows nothing, and wins where the two agree.
     depth = jnp.where(agrees | (covered & ~known), map_depth, aligned)
 
@@ -155,6 +160,37 @@ def update(
 def keyframes(num_frames: int, stride: int) -> tuple[int, ...]:
     """The frames of a clip that are mapped: every `stride`-th, back from the last."""
     return tuple(range((num_frames - 1) % stride, num_frames, stride))
+
+
+def seen_through(
+    positions: Float[Array, "n 3"],
+    colors: Float[Array, "n 3"],
+    mapped: MapUpdate,
+    frames: Float[Array, "k h w 3"],
+    *,
+    depth_tolerance: float,
+    color_tolerance: float,
+) -> Int[Array, " n"]:
+    """In how many keyframes each point is contradicted: a static surface stands behind it, in another colour.
+
+    Args:
+        depth_tolerance: share of the surface's depth by which the point has to be nearer.
+        color_tolerance: RGB distance; it keeps an error of depth alone from removing what is there.
+    """
+    _, height, width = mapped.depth.shape
+
+    def one_view(view):
+        camera, depth, static, frame = view
+        (u, v), z = (part.T if part.ndim > 1 else part for part in camera.project(positions, height, width))
+        column, row = jnp.round(u).astype(jnp.int32), jnp.round(v).astype(jnp.int32)
+        inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        at = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
+        nearer = z < (1 - depth_tolerance) * depth[at]
+        differs = jnp.linalg.norm(frame[at] - colors, axis=-1) > color_tolerance
+        return inside & static[at] & nearer & differs
+
+    views = (mapped.cameras, mapped.depth, mapped.static, frames)
+    return jax.lax.map(one_view, views).sum(axis=0)
 
 
 def select_points(

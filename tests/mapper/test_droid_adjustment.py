@@ -28,7 +28,9 @@ def se3(poses):
 
 @pytest.fixture(scope="module")
 def problem(golden_dir):
-    arrays = {name: value for name, value in np.load(golden_dir / "droid.npz").items() if name.startswith(("ba", "ii", "jj"))}
+    arrays = {
+        name: value for name, value in np.load(golden_dir / "droid.npz").items() if name.startswith(("ba", "ii", "jj"))
+    }
     ii, jj = (arrays[name].astype(np.int32) for name in ("ii", "jj"))
     frames = arrays["ba_poses0"].shape[1]
     matches = Matches(
@@ -57,7 +59,7 @@ def test_iterations_golden(problem, iterations):
 
 
 def test_damped_depth_stays(problem):
-    arrays, matches, start, fixed = problem
+    _, matches, start, fixed = problem
     found = solve(matches, jnp.full_like(start.inverse_depth, 1e6), start, fixed, 2)
     np.testing.assert_allclose(found.inverse_depth, start.inverse_depth, atol=1e-5)
     assert np.abs(found.poses.wxyz_xyz - start.poses.wxyz_xyz).max() > 1e-4
