@@ -11,8 +11,10 @@ import tyro
 
 from spatia_jax.config import load_experiment
 from spatia_jax.errors import exit_status
+from spatia_jax.evaluation import mapping as mapping_measures
 from spatia_jax.evaluation.closed_loop import evaluate, table
 from spatia_jax.io.atomic import atomic_write
+from spatia_jax.mapper.window import WindowConfig
 from spatia_jax.model import Model
 from spatia_jax.weights.bundle import load_weights, weights_folder
 
@@ -54,9 +56,59 @@ def closed_loop(args: ClosedLoopArgs) -> None:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class MappingArgs:
+    """Map a real sequence whose poses are known, without telling them, and compare.
+
+    Attributes:
+        sequence: a folder in the 7-Scenes layout.
+        start, stride, keyframes: which frames: every stride-th from start on.
+        prior_noise_m, prior_noise_deg: noise of the poses that the mapper is given as a prior.
+        no_prior: give no poses at all: all frames start where the first one is.
+        given_depth: give the sensor's depth.
+        stream: map the frames one by one as they come, with loops (all of them unless --keyframes says otherwise).
+        no_loops: without loop closure, for --stream.
+        seed: of the noise.
+        json: a file for the numbers.
+    """
+
+    sequence: Path
+    start: int = 0
+    stride: int = 1
+    keyframes: int | None = None
+    prior_noise_m: float = 0.05
+    prior_noise_deg: float = 2.0
+    no_prior: bool = False
+    given_depth: bool = False
+    stream: bool = False
+    no_loops: bool = False
+    seed: int = 0
+    json: Path | None = None
+
+
+def mapping(args: MappingArgs) -> None:
+    """Prints the numbers, and writes them to --json."""
+    if args.stream:
+        sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, args.keyframes)
+        result = mapping_measures.evaluate_stream(sequence, given_depth=args.given_depth, loops=not args.no_loops)
+    else:
+        sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, args.keyframes or 16)
+        result = mapping_measures.evaluate_window(
+            sequence, noise_m=args.prior_noise_m, noise_deg=args.prior_noise_deg, no_prior=args.no_prior,
+            given_depth=args.given_depth, seed=args.seed, config=WindowConfig(),
+        )  # fmt: skip
+    for name, value in result.items():
+        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+    if args.json is not None:
+        with atomic_write(args.json) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Reads the command line and does what it says."""
-    closed_loop(tyro.extras.subcommand_cli_from_dict({"closed-loop": ClosedLoopArgs}, prog="spatia_jax.evaluation"))
+    commands = {"closed-loop": ClosedLoopArgs, "mapping": MappingArgs}
+    args = tyro.extras.subcommand_cli_from_dict(commands, prog="spatia_jax.evaluation")
+    mapping(args) if isinstance(args, MappingArgs) else closed_loop(args)
 
 
 if __name__ == "__main__":

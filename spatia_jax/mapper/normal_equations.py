@@ -26,6 +26,9 @@ from spatia_jax.mapper.reprojection import linearize, pixel_grid
 
 _HIGHEST = lax.Precision.HIGHEST  # H and E C^-1 E^T nearly cancel: bfloat16 products would leave nothing
 FLOOR = 1e-6  # relative damping that stays: float32 cannot tell a smaller eigenvalue from none
+# A depth whose change by its whole size moves its matches by this much hardly moves: without motion between frames,
+# rounding alone would say where it is.
+HOLD_PX = 1e-3
 DENSE_UP_TO = 16  # frames up to which local systems are added by products with one-hot matrices, not by scatter
 
 
@@ -65,6 +68,7 @@ class LocalSystems:
         coupling: [v, l, n], E with b as row 0, over l = m - 6 variables: twists of the edges instead of poses.
         expand: [v, l, m], from poses to twists.
         depth: [v, n], C.
+        hold: [v, n], what is added to C wherever it is inverted (`HOLD_PX`).
         index: [v, m] int32, where each variable stands in the global system; beyond its end if nowhere.
     """
 
@@ -72,6 +76,7 @@ class LocalSystems:
     coupling: Array
     expand: Array
     depth: Array
+    hold: Array
     index: Array
 
 
@@ -94,6 +99,8 @@ def add_up(array: Array, axis: int) -> Array:
 
 def pack(matches: Matches, num_frames: int) -> PackedMatches:
     """Edges into the slots of their source frames."""
+    if len(matches.source) == 0:  # one empty edge: gathers want something to look at
+        matches = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 1)] + [(0, 0)] * (leaf.ndim - 1)), matches)
     slots = slots_by_source(matches.source, matches.target, num_frames, matches.degree)
 
     def planes(edges: Array) -> Array:  # [e, h, w, 2] -> [v, d, 2, n]
@@ -127,7 +134,7 @@ def build(
     """Linearises all edges and priors and gathers them by frame."""
     degree = packed.target.shape[1]
     relative = relative_poses(variables.poses, packed.target)
-    rows, weighted, by_depth, curvature = _edge_rows(variables, relative, packed, unknowns, robust_px)
+    rows, weighted, by_depth, curvature, total_weight = _edge_rows(variables, relative, packed, unknowns, robust_px)
     gram = jnp.einsum("kdcan,kdcbn->kdcab", weighted, rows, precision=_HIGHEST).sum(2)
     cross = add_up(weighted * by_depth[:, :, :, None], axis=2)
     information, coupling = lax.optimization_barrier(_stack_slots(gram, cross))
@@ -138,14 +145,15 @@ def build(
     if unknowns.lens:  # once: with the first frame
         places = jnp.array([0, *range(7 + 6 * degree, 11 + 6 * degree)])
         information = information.at[0, places[:, None], places].add(_lens_prior(variables, priors))
-    return LocalSystems(information, coupling, expand, curvature + alpha, _places(packed.target, unknowns))
+    hold = total_weight * jnp.square(HOLD_PX / variables.inverse_depth.reshape(alpha.shape))
+    return LocalSystems(information, coupling, expand, curvature + alpha, hold, _places(packed.target, unknowns))
 
 
 def _edge_rows(
     variables: Variables, relative: jaxlie.SE3, packed: PackedMatches, unknowns: Unknowns, robust_px: float | None
-) -> tuple[Float[Array, "v d 2 r n"], Float[Array, "v d 2 r n"], Float[Array, "v d 2 n"], Float[Array, "v n"]]:
+) -> tuple[Float[Array, "v d 2 r n"], Float[Array, "v d 2 r n"], Float[Array, "v d 2 n"], Float[Array, "v n"], Array]:
     """All edges linearised: rows [residual | twist (6) | lens (4, if solved for)], the same times the weights, the
-    Jacobian of depth, and the curvature of the cost in depth."""
+    Jacobian of depth, the curvature of the cost in depth, and the sum of a pixel's weights [v, n]."""
     num_frames, _, _, n = packed.pixels.shape
     pixels = pixel_grid(*variables.inverse_depth.shape[1:])
 
@@ -164,7 +172,8 @@ def _edge_rows(
     weights = jnp.where(valid[:, :, None], packed.weights, 0.0) * robust_factor(rows[:, :, :, 0], robust_px)
     # Without the barrier XLA computes every row anew for every product that it enters: five times as slow.
     curvature = add_up(add_up(weights * by_depth**2, axis=2), axis=1)
-    return lax.optimization_barrier((rows, rows * weights[:, :, :, None], by_depth, curvature))
+    total = add_up(add_up(weights, axis=2), axis=1)
+    return lax.optimization_barrier((rows, rows * weights[:, :, :, None], by_depth, curvature, total))
 
 
 def _stack_slots(gram: Float[Array, "v d r r"], cross: Float[Array, "v d r n"]) -> tuple[Array, Array]:
@@ -300,7 +309,7 @@ def reduce(systems: LocalSystems, damping: Float[Array, ""] | float, fixed: Arra
     Args:
         fixed: [v] bool, poses that do not move.
     """
-    curvature = systems.depth * (1 + damping)
+    curvature = systems.depth * (1 + damping) + systems.hold
     per_depth = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1.0), 0.0)
     scaled, plain = lax.optimization_barrier((systems.coupling * per_depth[:, None], systems.coupling))
     eliminated = jnp.einsum("kan,kbn->kab", scaled, plain, precision=_HIGHEST)

@@ -130,13 +130,13 @@ def max_degree(source: Int[Array | np.ndarray, " e"], num_frames: int) -> int:
 def slots_by_source(
     source: Int[Array, " e"], target: Int[Array, " e"], num_frames: int, degree: int
 ) -> Int[Array, "v d"]:
-    """The edges that leave each frame, in their order; e where there is none (or no more)."""
+    """The edges that leave each frame, in their order; e where there is none (or no more). e is at least 1."""
     num_edges = source.shape[0]
     usable = (source >= 0) & (source < num_frames) & (target >= 0) & (target < num_frames) & (source != target)
     sources = jnp.where(usable, source, num_frames)
     order = jnp.argsort(sources, stable=True)
     first = jnp.searchsorted(sources[order], jnp.arange(num_frames))
     place = first[:, None] + jnp.arange(degree)
-    edge = order[jnp.minimum(place, max(num_edges - 1, 0))] if num_edges else jnp.zeros_like(place)
-    held = (place < num_edges) & (sources[edge] == jnp.arange(num_frames)[:, None]) if num_edges else place < 0
+    edge = order[jnp.minimum(place, num_edges - 1)]
+    held = (place < num_edges) & (sources[edge] == jnp.arange(num_frames)[:, None])
     return jnp.where(held, edge, num_edges)

@@ -1,4 +1,7 @@
-"""A procedural room seen from v places along a path, with exact matches: ground truth for bundle adjustment."""
+"""v views with depth, and exact matches between them: ground truth for bundle adjustment.
+
+Depths of different views need not be of one scene: each match is made, and adjusted, with the depth of its source only.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import jaxlie
 import numpy as np
 
 from spatia_jax.cameras import Cameras
-from spatia_jax.data.procedural import render, sample_path, sample_scene
 from spatia_jax.mapper.problem import Matches, Variables, max_degree
 from spatia_jax.mapper.reprojection import pixel_grid, warp
 
@@ -20,11 +22,16 @@ HEIGHT, WIDTH = 24, 32
 
 @cache
 def ground_truth(num_frames: int = 6, seed: int = 3) -> Variables:
-    """Frames as they are: a room, seen along a there-and-back path."""
-    scene = sample_scene(seed)
-    cameras = sample_path(seed, scene, num_frames, "there_and_back")
-    depth = render(scene, cameras, jnp.zeros(num_frames), HEIGHT, WIDTH).depth
-    return Variables.start(cameras, 1 / depth)
+    """Views a few centimetres and degrees apart, each before a bumpy surface 1 to 4 m away with steps in depth."""
+    generator = np.random.default_rng(seed)
+    moves = generator.normal(size=(num_frames, 6)) * ([0.06] * 3 + [0.03] * 3)
+    poses = jaxlie.SE3.exp(jnp.asarray(np.cumsum(moves, axis=0), jnp.float32))
+    y, x = np.meshgrid(np.linspace(0, 1, HEIGHT), np.linspace(0, 1, WIDTH), indexing="ij")
+    slope, phase = generator.normal(size=(2, num_frames, 2, 1, 1))
+    depth = 2 + 0.4 * (slope[:, 0] * x + slope[:, 1] * y) + 0.3 * np.sin(9 * x + 7 * y + phase[:, 0])
+    depth = np.clip(depth + 0.7 * (np.sin(5 * x - 8 * y + phase[:, 1]) > 0.3), 0.8, 4)
+    cameras = Cameras.from_se3(poses, jnp.array([0.9, 1.2, 0.5, 0.5]))
+    return Variables.start(cameras, jnp.asarray(1 / depth, jnp.float32))
 
 
 def exact_matches(truth: Variables, radius: int = 2, noise_px: float = 0.0, seed: int = 0) -> Matches:

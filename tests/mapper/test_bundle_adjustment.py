@@ -20,6 +20,7 @@ from spatia_jax.mapper.problem import Matches, Priors, Variables, max_degree
 from spatia_jax.mapper.reprojection import linearize, pixel_grid, warp
 
 solve = jax.jit(adjust, static_argnums=3)
+variance = jax.jit(depth_variance, static_argnums=3)
 
 
 # One edge ----------------------------------------------------------------------------------------
@@ -187,16 +188,22 @@ def test_exact_matches_give_the_truth(seed):
     assert (np.diff(found.costs) <= 0).all()
 
 
-def test_lens_and_fit_of_the_depth_prior_are_found():
+def test_the_lens_is_found():
     truth = ground_truth()
     start = perturbed(truth, metres=0.02, degrees=1, depth=0.05, kept=0, seed=1)
     start = dataclasses.replace(start, lens=truth.lens * jnp.array([1.05, 1.05, 1, 1]) + jnp.array([0, 0, 0.5, -0.5]))
+    priors = Priors.none(start, 1).with_poses(truth.cameras(), 0.01, 0.01)
+    found = solve(exact_matches(truth), priors, start, AdjustmentConfig(iterations=30, refine_lens=True)).variables
+    np.testing.assert_allclose(found.lens, truth.lens, rtol=5e-3)
+
+
+def test_scale_and_shift_of_the_depth_prior_are_found():
+    truth = ground_truth()
+    start = perturbed(truth, metres=0.02, degrees=1, depth=0.05, kept=2, seed=1)
     scale, shift = jnp.array([1.3, 0.8, 1.1, 0.9, 1.2, 1.0]), 0.02
-    prior = (truth.inverse_depth - shift) / scale[:, None, None]
-    priors = Priors.none(start, 1).with_poses(truth.cameras(), 1e-3, 1e-3).with_depth(1 / prior, 0.05)
-    config = AdjustmentConfig(iterations=12, refine_lens=True, fit_prior=True)
+    priors = Priors.none(start, 2).with_depth(scale[:, None, None] / (truth.inverse_depth - shift), 0.05)
+    config = AdjustmentConfig(iterations=10, fit_prior=True)
     found = solve(exact_matches(truth), priors, start, config).variables
-    np.testing.assert_allclose(found.lens, truth.lens, rtol=2e-3)
     np.testing.assert_allclose(found.prior_fit[:, 0], scale, rtol=5e-3)
     np.testing.assert_allclose(found.prior_fit[:, 1], shift, atol=3e-3)
 
@@ -212,7 +219,7 @@ def test_the_robust_kernel_ignores_wrong_matches():
     plain = solve(matches, priors, start, AdjustmentConfig(iterations=15))
     robust = solve(matches, priors, start, AdjustmentConfig(iterations=15, robust_px=0.3))
     assert pose_errors(robust.variables, truth)[0].max() < 0.2 * pose_errors(plain.variables, truth)[0].max()
-    assert pose_errors(robust.variables, truth)[0].max() < 5e-3
+    assert pose_errors(robust.variables, truth)[0].max() < 1e-2
 
 
 def test_variance_is_the_diagonal_of_the_inverse_of_the_whole_system():
@@ -315,10 +322,10 @@ def test_the_solution_is_differentiable_in_its_inputs():
     gradient = jax.grad(value)(inputs)
     for which, step in ((0, 0.02), (1, 0.02), (2, 0.01)):
         direction = jnp.asarray(generator.normal(size=inputs[which].shape), jnp.float32)
-        direction = direction * (inputs[which] > 0) + jnp.sign(gradient[which]) * (inputs[which] > 0)
+        direction = (direction + jnp.sign(gradient[which])) * (inputs[which] > 0)
 
         def along(size, which=which, direction=direction):
-            return float(value(tuple(x + size * direction * (i == which) for i, x in enumerate(inputs))))
+            return float(value(tuple(x + size * direction if i == which else x for i, x in enumerate(inputs))))
 
         numeric = (along(step) - along(-step)) / (2 * step)
         assert abs(float((gradient[which] * direction).sum()) - numeric) < 0.05 * abs(numeric)
@@ -352,22 +359,25 @@ def _nothing(name: str):
     turned = jaxlie.SE3.exp(jnp.array([0, 0, 0, 0, jnp.pi, 0]))  # every second camera looks the other way
     flips = jnp.where(jnp.arange(6)[:, None] % 2 == 0, jaxlie.SE3.identity().wxyz_xyz, turned.wxyz_xyz)
     back = dataclasses.replace(truth, poses=jaxlie.SE3(flips) @ truth.poses)
-    return dataclasses.replace(exact_matches(truth, radius=1), degree=2), Priors.none(back, 1), back
+    return exact_matches(truth), Priors.none(back, 1), back
+
+
+@jax.jit
+@jax.grad
+def _cost_gradient(pixels, matches, priors, start):
+    return adjust(dataclasses.replace(matches, pixels=pixels), priors, start, AdjustmentConfig(iterations=2)).costs[-1]
 
 
 @pytest.mark.parametrize("name", ["one frame", "all masked", "not finite", "no overlap", "no motion", "all behind"])
 def test_a_window_that_says_nothing_stays_as_it_is(name):
     matches, priors, start = _nothing(name)
-    config = AdjustmentConfig(iterations=3)
+    config = AdjustmentConfig(iterations=2)
     found = solve(matches, priors, start, config)
     np.testing.assert_allclose(found.variables.poses.wxyz_xyz, start.poses.wxyz_xyz, atol=2e-6)
     np.testing.assert_allclose(found.variables.inverse_depth, start.inverse_depth, rtol=1e-4)
     assert np.isfinite(found.costs).all()
-    assert not np.isnan(depth_variance(matches, priors, found.variables, config)).any()
-    gradient = jax.jit(
-        jax.grad(lambda p: adjust(dataclasses.replace(matches, pixels=p), priors, start, config).costs[-1])
-    )
-    assert np.isfinite(gradient(jnp.nan_to_num(matches.pixels))).all()
+    assert not np.isnan(variance(matches, priors, found.variables, config)).any()
+    assert np.isfinite(_cost_gradient(jnp.nan_to_num(matches.pixels), matches, priors, start)).all()
 
 
 def test_without_any_gauge_damping_holds_it():
