@@ -196,7 +196,7 @@ def map_tracking(
         tracked.motion, shown, aligned, found, plain_color(seen), seen.depth > 0
     )
     mapped = mapper.update(config, depth, shown, found, seen.depth, plain_color(seen), moving, judge_motion=False)
-    return mapped, tracking.follow(start, mapper.keyframes(len(frames), model.config.memory.map_stride), found)
+    return mapped, tracking.follow(start, mapper.keyframe_numbers(len(frames), model.config.memory.map_stride), found)
 
 
 def map_trusting(
@@ -223,7 +223,7 @@ def plain_color(seen: Projection) -> Float[Array, "v h w 3"]:
 
 def keyframes(model: Model, num_frames: int) -> Int[Array, " k"]:
     """Numbers, within a clip, of the frames that are mapped."""
-    return jnp.array(mapper.keyframes(num_frames, model.config.memory.map_stride))
+    return jnp.array(mapper.keyframe_numbers(num_frames, model.config.memory.map_stride))
 
 
 def carve(model: Model, point_map: PointMap, mapped: mapper.MapUpdate, frames: Float[Array, "k h w 3"]) -> PointMap:

@@ -6,12 +6,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
 
 from spatia_jax.config import load_experiment
 from spatia_jax.errors import exit_status
 from spatia_jax.evaluation import mapping as mapping_measures
+from spatia_jax.evaluation import mapping_loop
 from spatia_jax.evaluation.closed_loop import evaluate, table
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.mapper.window import WindowConfig
@@ -104,11 +106,66 @@ def mapping(args: MappingArgs) -> None:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class MappingLoopArgs:
+    """Tell the mapper wrong poses, clip after clip, and compare what it finds with the truth.
+
+    Attributes:
+        config: the experiment.
+        scenes: how many held-out ones.
+        first_scene: the first of them.
+        clips: of each video.
+        degrees, percent: by which the told path turns away, and moves off, in every clip.
+        frames: "seen" (of the scene itself) or "generated" (painted by the model on its map).
+        mappers: which to compare.
+        estimated_depth: start from the depth network's depth of the photo instead of the true one.
+        weights: a folder; by default those that come with the package.
+        seed: of the sampler.
+        json: a file for all numbers.
+    """
+
+    config: Path = Path("configs/tiny.py")
+    scenes: int = 4
+    first_scene: int = 0
+    clips: int = 6
+    degrees: float = 1.0
+    percent: float = 2.0
+    frames: Literal["seen", "generated"] = "seen"
+    mappers: tuple[Literal["adjusted", "trusting", "exact"], ...] = ("adjusted", "trusting", "exact")
+    estimated_depth: bool = False
+    weights: Path | None = None
+    seed: int = 20917
+    json: Path | None = None
+
+
+def run_mapping_loop(args: MappingLoopArgs) -> None:
+    """Prints the tables, and writes the numbers of every scene to --json."""
+    config = load_experiment(args.config)
+    params, tokenizer = load_weights(Model(config), weights_folder(config.name, args.weights))
+    result = mapping_loop.evaluate(
+        config, params, tokenizer,
+        scenes=range(args.first_scene, args.first_scene + args.scenes), clips=args.clips, degrees=args.degrees,
+        percent=args.percent, frames=args.frames, mappers=args.mappers, given_depth=not args.estimated_depth,
+        seed=args.seed,
+    )  # fmt: skip
+    print(mapping_loop.table(result))
+    print(mapping_loop.cost_table(result))
+    if args.json is not None:
+        with atomic_write(args.json) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Reads the command line and does what it says."""
-    commands = {"closed-loop": ClosedLoopArgs, "mapping": MappingArgs}
+    commands: dict[str, Any] = {"closed-loop": ClosedLoopArgs, "mapping": MappingArgs, "mapping-loop": MappingLoopArgs}
     args = tyro.extras.subcommand_cli_from_dict(commands, prog="spatia_jax.evaluation")
-    mapping(args) if isinstance(args, MappingArgs) else closed_loop(args)
+    match args:
+        case MappingArgs():
+            mapping(args)
+        case MappingLoopArgs():
+            run_mapping_loop(args)
+        case _:
+            closed_loop(args)
 
 
 if __name__ == "__main__":

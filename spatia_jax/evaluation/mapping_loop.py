@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -161,14 +161,12 @@ def walk(walker: Walker, sequence: Sequence, told: Cameras, frames: str, *, seed
             )
         )  # fmt: skip
         seconds = time.perf_counter() - began
-        keyframes = first + np.array(mapper.keyframes(len(cameras), model.config.memory.map_stride))
+        keyframes = first + np.array(mapper.keyframe_numbers(len(cameras), model.config.memory.map_stride))
         made.append((path, keyframes, np.asarray(mapped.moving), shown, seconds))
         first = last
-    paths, keyframes, moving, shown, seconds = zip(*made, strict=True)
-    return Walk(
-        Cameras.concatenate(paths), np.concatenate(keyframes), np.concatenate(moving), np.concatenate(shown),
-        world.point_map, list(seconds),
-    )  # fmt: skip
+    paths, *pictures, times = zip(*made, strict=True)
+    keyframes, moving, shown = map(np.concatenate, pictures)
+    return Walk(Cameras.concatenate(paths), keyframes, moving, shown, world.point_map, list(times))
 
 
 def paint(
@@ -215,34 +213,36 @@ def evaluate(
     params: Params,
     tokenizer: Tokenizer,
     *,
-    scenes: int,
+    scenes: Iterable[int],
     clips: int,
     degrees: float,
     percent: float,
     frames: str,
     given_depth: bool,
     seed: int,
+    mappers: tuple[str, ...] = MAPPERS,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Scores of the three mappers, per scene and over all scenes."""
-    if frames not in FRAMES:
-        raise InputError(f"frames is {frames!r}; it can be one of {', '.join(FRAMES)}")
+    """Scores of the mappers, per scene and over all scenes."""
+    if frames not in FRAMES or not set(mappers) <= set(MAPPERS):
+        raise InputError(f"frames is {frames!r}, one of {', '.join(FRAMES)}; mappers are of {', '.join(MAPPERS)}")
     adjusting = config if config.mapper.tracking else replace_tracking(config, TrackingConfig())
     trusting = replace_tracking(config, None)
     rows: list[dict] = []
-    for index in range(scenes):
+    for index in scenes:
         sequence = make_sequence(config, index, clips, degrees, percent)
         row: dict = {"scene": index, "prompt": sequence.prompt}
-        for name, told in (("adjusted", sequence.told), ("trusting", sequence.told), ("exact", sequence.actual)):
+        for name in mappers:
             walker = Walker(Model(adjusting if name == "adjusted" else trusting), params, tokenizer)
+            told = sequence.actual if name == "exact" else sequence.told
             result = walk(walker, sequence, told, frames, seed=seed, given_depth=given_depth)
-            row[name] = score(config, sequence, result)
-            shown = {key: round(value, 3) for key, value in row[name].items()}
+            row[name] = score(config, sequence, result) | {"clip_seconds": result.seconds}
+            shown = {key: round(value, 4) for key, value in row[name].items() if not isinstance(value, list)}
             say(f"scene {index} {name:9} {shown}")
         rows.append(row)
-    return {"settings": {"clips": clips, "degrees": degrees, "percent": percent, "frames": frames}} | {
-        name: pooled([row[name] for row in rows]) for name in MAPPERS
-    } | {"scenes": rows}  # fmt: skip
+    settings = {"clips": clips, "degrees": degrees, "percent": percent, "frames": frames, "given_depth": given_depth}
+    means = {name: pooled([row[name] for row in rows]) for name in mappers}
+    return {"settings": settings, **means, "scenes": rows}
 
 
 def replace_tracking(config: Experiment, tracking: TrackingConfig | None) -> Experiment:
@@ -250,16 +250,34 @@ def replace_tracking(config: Experiment, tracking: TrackingConfig | None) -> Exp
     return dataclasses.replace(config, mapper=dataclasses.replace(config.mapper, tracking=tracking))
 
 
-def pooled(scores: list[dict[str, float]]) -> dict[str, float]:
-    """Means over scenes; the motion masks' overlap over all pixels of all scenes."""
-    means = {name: float(np.mean([row[name] for row in scores])) for name in scores[0]}
+def pooled(scores: list[dict]) -> dict:
+    """Means over scenes; the motion masks' overlap over all pixels of all scenes; median seconds of every clip."""
+    means: dict = {name: float(np.mean([row[name] for row in scores])) for name in scores[0] if name != "clip_seconds"}
     union = means.pop("union")
-    return means | {"motion_iou": means.pop("intersection") / union if union else float("nan")}
+    means["motion_iou"] = means.pop("intersection") / union if union else float("nan")
+    return means | {"clip_seconds": np.median([row["clip_seconds"] for row in scores], axis=0).tolist()}
 
 
 def table(result: dict) -> str:
     """The means as text."""
-    columns = ("end_m", "end_degrees", "psnr", "psnr_return", "motion_iou", "points_in_moving", "seconds")
+    columns = ("end_m", "end_degrees", "mean_m", "mean_degrees", "psnr", "psnr_return", "motion_iou",
+               "points_in_moving", "seconds")  # fmt: skip
+    names = [name for name in MAPPERS if name in result]
     lines = [f"{'':10}" + "".join(f"{name:>17}" for name in columns)]
-    lines += [f"{name:10}" + "".join(f"{result[name][column]:17.4f}" for column in columns) for name in MAPPERS]
+    lines += [f"{name:10}" + "".join(f"{result[name][column]:17.4f}" for column in columns) for name in names]
+    return "\n".join(lines)
+
+
+def cost_table(result: dict) -> str:
+    """Seconds of the memory update of some clips, beside those of building the map anew from all clips so far.
+
+    The latter is the sum of the updates of these clips: what the same mapper would need for it.
+    """
+    lines = []
+    for name in (name for name in MAPPERS if name in result):
+        seconds = result[name]["clip_seconds"]
+        for clip in sorted({min(3, len(seconds)), len(seconds)}):
+            # The first two are compiled when they run: an opening and a continuing clip.
+            usual = float(np.median(seconds[2:])) if len(seconds) > 2 else seconds[-1]
+            lines.append(f"{name:10} clip {clip:3}: update {seconds[clip - 1]:7.2f} s, anew {usual * clip:8.2f} s")
     return "\n".join(lines)

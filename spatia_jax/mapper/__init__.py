@@ -3,7 +3,7 @@
 from spatia_jax.mapper.filters import blocks_views
 from spatia_jax.mapper.prior import DepthPrior, Mapper
 from spatia_jax.mapper.tracking import TrackingConfig
-from spatia_jax.mapper.update import MapperConfig, MapUpdate, keyframes, seen_through, select_points, update
+from spatia_jax.mapper.update import MapperConfig, MapUpdate, keyframe_numbers, seen_through, select_points, update
 
 __all__ = [
     "DepthPrior",
@@ -12,7 +12,7 @@ __all__ = [
     "MapperConfig",
     "TrackingConfig",
     "blocks_views",
-    "keyframes",
+    "keyframe_numbers",
     "seen_through",
     "select_points",
     "update",

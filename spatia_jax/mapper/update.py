@@ -157,7 +157,7 @@ def update(
     return MapUpdate(cameras, jnp.where(known | covered, depth, 0.0), static, moving, weight, report)
 
 
-def keyframes(num_frames: int, stride: int) -> tuple[int, ...]:
+def keyframe_numbers(num_frames: int, stride: int) -> tuple[int, ...]:
     """The frames of a clip that are mapped: every `stride`-th, back from the last."""
     return tuple(range((num_frames - 1) % stride, num_frames, stride))
 

@@ -40,15 +40,15 @@ after_denoising = _jit(world.after_denoising, ("model", "opening"))
 
 
 # The same for frames that come from elsewhere.
-def _look(model: Model, world_: World, cameras: Cameras, *, opening: bool) -> tuple[Projection, Array]:
+def _look(model: Model, before: World, cameras: Cameras, *, opening: bool) -> tuple[Projection, Array]:
     """The map in the cameras, and the slots of the references that a clip would get."""
     slots = jnp.full((model.config.clip.references,), -1, jnp.int32)
-    return stages.project(model, world_, cameras), slots if opening else stages.retrieve(model, world_, cameras)[1]
+    return stages.project(model, before, cameras), slots if opening else stages.retrieve(model, before, cameras)[1]
 
 
-def _map_and_remember(model, params, world_, request, frames, references, *, opening):
-    seen = stages.project(model, world_, request.cameras)
-    return world.map_and_remember(model, params, world_, request, frames, seen, references, opening=opening)
+def _map_and_remember(model, params, before, request, frames, references, *, opening):
+    seen = stages.project(model, before, request.cameras)
+    return world.map_and_remember(model, params, before, request, frames, seen, references, opening=opening)
 
 
 def _paint(model: Model, params: Params, conditions: Conditions, *, num_new: int) -> Array:

@@ -9,7 +9,7 @@ import pytest
 
 from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
-from spatia_jax.mapper import MapperConfig, alignment, filters, keyframes, select_points, update
+from spatia_jax.mapper import MapperConfig, alignment, filters, keyframe_numbers, select_points, update
 
 T, H, W = 6, 48, 64
 CONFIG = MapperConfig(neighbors=(-1, 1))
@@ -218,9 +218,9 @@ def test_selected_points_lie_on_the_scene():
 
 
 def test_keyframes_are_counted_back_from_the_last_frame():
-    assert keyframes(6, 2) == (1, 3, 5)
-    assert keyframes(17, 4) == (0, 4, 8, 12, 16)
-    assert keyframes(1, 4) == (0,)
+    assert keyframe_numbers(6, 2) == (1, 3, 5)
+    assert keyframe_numbers(17, 4) == (0, 4, 8, 12, 16)
+    assert keyframe_numbers(1, 4) == (0,)
 
 
 def test_config_refuses_what_cannot_work():
