@@ -202,18 +202,23 @@ def map_tracking(
 def map_trusting(
     model: Model, params: Params, request: ClipRequest, frames: UInt8[Array, "t h w 3"], seen: Projection
 ) -> mapper.MapUpdate:
-    """The keyframes' depth in the map's own scale, and what of it is static; the request's cameras are trusted."""
-    chosen = keyframes(model, len(frames))
-    frames, seen = frames[chosen], jax.tree.map(lambda leaf: leaf[chosen], seen)
-    return mapper.update(
-        model.config.mapper,
+    """The keyframes' depth in the map's own scale, and what of it is static; the request's cameras are trusted.
+
+    Depth of all frames is aligned, since together they fix a clip's scale better than the keyframes alone.
+    """
+    config, stride = model.config.mapper, model.config.memory.map_stride
+    mapped = mapper.update(
+        dataclasses.replace(config, neighbors=tuple(stride * offset for offset in config.neighbors)),
         depth_frames=model.estimate_depth(params, to_signed(frames)),
         frames=to_unit(frames),
-        cameras=request.cameras[chosen],
+        cameras=request.cameras,
         map_depth=seen.depth,
         map_color=plain_color(seen),
-        masks=request.moving[chosen],
+        masks=request.moving,
     )
+    chosen = keyframes(model, len(frames))
+    thinned = jax.tree.map(lambda leaf: leaf[chosen], dataclasses.replace(mapped, report={}))
+    return dataclasses.replace(thinned, report=mapped.report)
 
 
 def plain_color(seen: Projection) -> Float[Array, "v h w 3"]:

@@ -32,6 +32,7 @@ from spatia_jax.pyramid import fill_holes
 
 _WHOLE = 0.95  # share of a window that the map must cover for a match of it to count
 _WINDOW = 9  # pixels
+_NOISE = 0.02  # grey value per pixel: slopes below it are noise
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _match(config: TrackingConfig, frames, known, numbers: np.ndarray, grid: tup
     landed = jnp.round(pixels).astype(jnp.int32)
     column, row = jnp.clip(landed[..., 0], 0, grid[1] - 1), jnp.clip(landed[..., 1], 0, grid[0] - 1)
     both_known = known[source] & known[target[:, None, None], row, column]
-    weights = jnp.where(both_known[..., None], weights, 0.0)
+    weights = jnp.where(both_known[..., None], weights, 0.0) * _texture(frames, grid)[source]
     return Matches(source, target, pixels, weights, max_degree(edges[:, 0], len(frames)))
 
 
@@ -203,6 +204,16 @@ def _middle(images: Float[Array, "v h w"], grid: tuple[int, int]) -> Float[Array
     middle = slice((step - 1) // 2, step // 2 + 1)
     cells = cells[:, :, middle, :, middle]
     return jnp.where((cells > 0).all((2, 4)), cells.mean((2, 4)), 0.0)
+
+
+def _texture(frames: Float[Array, "v h w 3"], grid: tuple[int, int]) -> Float[Array, "v p q 2"]:
+    """How much a window can say of either coordinate, 0 to 1: a blank wall seems to stand still in any image."""
+    grey = frames.mean(-1)
+    padded = jnp.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    step = frames.shape[1] // grid[0]
+    energy = [_box(jnp.square(slope / 2), _WINDOW)[:, step // 2 :: step, step // 2 :: step] for slope in (across, down)]
+    return jnp.stack([e / (e + _NOISE**2) for e in energy], axis=-1)
 
 
 def _box(images: Float[Array, "v h w"], size: int) -> Float[Array, "v h w"]:

@@ -75,7 +75,7 @@ def test_tracking_takes_wrong_poses_back():
     assert degrees.max() < 0.1 * degrees_before.min()
     assert np.all(np.diff(answer.costs) <= 0)
     assert np.all(answer.depth_information >= answer.prior_information)
-    assert np.median(answer.depth_information / answer.prior_information) > 1.5  # matches say something of depth
+    assert np.median(answer.depth_information / answer.prior_information) > 1.1  # matches say something of depth
 
 
 def test_right_poses_stay():
