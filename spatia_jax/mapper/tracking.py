@@ -45,6 +45,7 @@ class TrackingConfig:
     robust_px: residual at which a match counts half.
     map_depth_sigma, prior_depth_sigma: relative, of the map's depth, and of the depth network's once it is aligned.
     prior_meters, prior_degrees: standard deviation of how far a clip is from where it was sent.
+    correlated: pixels that err alike, so that many of them are one measurement against the prior of a pose.
     iterations: of the adjustment.
     carve_tolerance: a point of the map is seen through where a keyframe's static surface lies behind it by this share
         of its depth, in another colour.
@@ -59,8 +60,9 @@ class TrackingConfig:
     robust_px: float = 1.0
     map_depth_sigma: float = 0.02
     prior_depth_sigma: float = 0.1
-    prior_meters: float = 0.1
-    prior_degrees: float = 3.0
+    prior_meters: float = 0.06
+    prior_degrees: float = 1.0
+    correlated: float = 100.0
     iterations: int = 8
     carve_tolerance: float = 0.2
     carve_views: int = 2
@@ -145,8 +147,9 @@ def track(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Vi
     node = jnp.arange(1 + 2 * k)
     adjusted = (node > 0) & (node <= k)
     sigma = jnp.where(adjusted, config.prior_depth_sigma, config.map_depth_sigma)
+    firm = np.array([config.prior_meters, np.radians(config.prior_degrees)]) / config.correlated**0.5
     priors = Priors.none(start).with_poses(
-        cameras, config.prior_meters, float(np.radians(config.prior_degrees)), ~adjusted
+        cameras, float(firm[0]), float(firm[1]), ~adjusted
     ).with_depth(depth, sigma[:, None, None])  # fmt: skip
     settings = AdjustmentConfig(iterations=config.iterations, robust_px=config.robust_px / config.stride)
     solution = adjust(matches, priors, start, settings)
