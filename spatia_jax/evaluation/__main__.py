@@ -14,6 +14,7 @@ from spatia_jax.errors import exit_status
 from spatia_jax.evaluation import mapping as mapping_measures
 from spatia_jax.evaluation.closed_loop import evaluate, table
 from spatia_jax.io.atomic import atomic_write
+from spatia_jax.mapper.stream import StreamConfig
 from spatia_jax.mapper.window import WindowConfig
 from spatia_jax.model import Model
 from spatia_jax.weights.bundle import load_weights, weights_folder
@@ -90,7 +91,9 @@ def mapping(args: MappingArgs) -> None:
     """Prints the numbers, and writes them to --json."""
     if args.stream:
         sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, args.keyframes)
-        result = mapping_measures.evaluate_stream(sequence, given_depth=args.given_depth, loops=not args.no_loops)
+        result = mapping_measures.evaluate_stream(
+            sequence, given_depth=args.given_depth, loops=not args.no_loops, config=StreamConfig()
+        )
     else:
         sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, args.keyframes or 16)
         result = mapping_measures.evaluate_window(
