@@ -234,10 +234,11 @@ def _windows(image: Float[Array, "h w"], centers: Float[Array, "r c 2"], size: i
     position = jnp.clip(centers, -margin / 2, limit) + margin - size // 2
     corner = jnp.floor(position)
     fraction = (position - corner)[..., None, None]
-    dimensions = lax.GatherDimensionNumbers(offset_dims=(2, 3), collapsed_slice_dims=(), start_index_map=(1, 0))
-    cut = lax.gather(
-        padded, corner.astype(jnp.int32), dimensions, (size + 1, size + 1), mode=lax.GatherScatterMode.CLIP
-    )
+    # By single pixels: XLA's CPU gather of whole windows is a loop with one iteration a window.
+    columns, rows = jnp.moveaxis(corner.astype(jnp.int32), -1, 0)
+    offsets = jnp.arange(size + 1)
+    flat = (rows[..., None, None] + offsets[:, None]) * padded.shape[1] + columns[..., None, None] + offsets
+    cut = padded.ravel().at[flat].get(mode="clip")
     fx, fy = fraction[..., 0, :, :], fraction[..., 1, :, :]
     across = cut[..., :-1] * (1 - fx) + cut[..., 1:] * fx
     return across[..., :-1, :] * (1 - fy) + across[..., 1:, :] * fy

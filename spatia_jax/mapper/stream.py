@@ -27,8 +27,10 @@ from spatia_jax.mapper.bundle_adjustment import AdjustmentConfig, adjust
 from spatia_jax.mapper.keyframes import KeyframeGraph
 from spatia_jax.mapper.matching import Matcher, PatchMatcher
 from spatia_jax.mapper.problem import Priors, Variables
+from spatia_jax.mapper.reprojection import pixel_grid, warp
 from spatia_jax.mapper.window import WindowConfig, as_edges, map_window, reproject, widened, window_pairs
 from spatia_jax.memory.point_map import PointMap
+from spatia_jax.pyramid import pull_push
 
 _NEIGHBORS = (-2, -1, 1, 2)  # keyframes that are asked to confirm a depth
 
@@ -206,8 +208,8 @@ class _Run:
             self.anchor[frame] = (int(self.graph.frames[slot - 1]), np.asarray(relative.wxyz_xyz))
             return
         given = jnp.asarray(self.depth[frame])
-        middle = jnp.full(self.grid, jnp.median(self.graph.variables.inverse_depth[slot - 1]))
-        inverse_depth = jnp.where(given > 0, 1 / jnp.where(given > 0, given, 1.0), middle)
+        expected = _carried_depth(self.graph, slot - 1, pose, self.lens)
+        inverse_depth = jnp.where(given > 0, 1 / jnp.where(given > 0, given, 1.0), expected)
         self.graph = _add(self.graph, frame, image, pose, inverse_depth, self.lens, given)
         pairs = jnp.stack([before, jnp.full(config.radius, slot)], axis=1)
         self.graph = graphs.add_pairs(self.graph, pairs, pixels, weights)
@@ -220,9 +222,8 @@ class _Run:
         self._insert(slot - config.window)
 
     def finish(self) -> MappedSequence:
-        """A last closure, the last points, and where all frames were."""
-        if self.new_loops:
-            self._close()
+        """All keyframes adjusted once more, the last points, and where all frames were."""
+        self._close()
         for slot in range(int(self.graph.count)):
             self._insert(slot)
         for slot, frame in enumerate(np.asarray(self.graph.frames)):
@@ -340,6 +341,25 @@ def _track(config: StreamConfig, graph: KeyframeGraph, slot, guess, pixels, weig
     return start.poses.wxyz_xyz[1]
 
 
+@jax.jit
+def _carried_depth(graph: KeyframeGraph, slot, pose: Float[Array, " 7"], lens: Float[Array, " 4"]) -> Array:
+    """Inverse depth that a new frame should have: the last keyframe's, moved into it; holes are filled from around."""
+    variables = graph.variables
+    inverse_depth = variables.inverse_depth[slot]
+    height, width = inverse_depth.shape
+    relative = (jaxlie.SE3(pose) @ jaxlie.SE3(variables.poses.wxyz_xyz[slot]).inverse()).as_matrix()[:3]
+    seen, ratio, _, _ = warp(relative, inverse_depth.ravel(), variables.lens[slot], lens, pixel_grid(height, width))
+    column, row = jnp.round(seen).astype(jnp.int32)
+    inside = (ratio > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    at = jnp.where(inside, row * width + column, height * width)
+    nearest = (
+        jnp.zeros(height * width).at[at].max(inverse_depth.ravel() / jnp.where(ratio > 0, ratio, 1.0), mode="drop")
+    )
+    known = (nearest > 0).astype(jnp.float32).reshape(1, height, width)
+    filled = pull_push(nearest.reshape(known.shape), known, 0.1)[0]
+    return jnp.where(known[0] > 0, nearest.reshape(height, width), jnp.maximum(filled, 0.1 * jnp.median(inverse_depth)))
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _match_loops(config: StreamConfig, grid: tuple[int, int], graph: KeyframeGraph, pairs: Array):
     """Matches with old keyframes, searched around where the map says they are."""
@@ -382,7 +402,7 @@ def _adjust_all(config: StreamConfig, graph: KeyframeGraph) -> KeyframeGraph:
     pairs = jnp.where(graph.pairs >= 0, graph.pairs, len(graph.frames))
     matches = as_edges(pairs, graph.pixels, graph.weights, config.degree, config.match_sigma_px)
     variables = graph.variables
-    for width in (3.0, 1.0):
+    for width in (10.0, 3.0, 1.0):
         variables = adjust(matches, priors, variables, widened(config.adjustment, width)).variables
     return dataclasses.replace(graph, variables=variables)
 
