@@ -1,8 +1,8 @@
 """The same bundle adjustment by other means: a vectorised Schur complement in NumPy, and Ceres through pyceres.
 
 A problem is a dictionary of float64 arrays: source, target [e]; match [e, n, 2] and weight [e, n] (n pixels of the
-source); pixels [n, 2]; lens [4]; pose [v, 4, 4] world-to-camera; inverse_depth [v, n]; fixed (number of first poses that
-stay).
+source); pixels [n, 2]; lens [4]; pose [v, 4, 4] world-to-camera; inverse_depth [v, n]; fixed, how many of the first
+poses stay.
 """
 
 from __future__ import annotations

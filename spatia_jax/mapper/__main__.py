@@ -101,21 +101,36 @@ def fitted(given: Sequence, rows: int, fov: float) -> tuple[np.ndarray, np.ndarr
 
 
 def write_outputs(folder: Path, given: Sequence, frames: np.ndarray, mapped: MappedSequence, crop: Crop) -> None:
-    """Poses, depth and confirmed pixels of keyframes, points, report."""
-    size = crop.size
-    for name in ("depth", "static", "colmap"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    """Poses of all frames; keyframes with depth as a sequence that can be read again; points; report."""
+    (folder / "colmap").mkdir(parents=True, exist_ok=True)
     write_cameras(folder / "poses_tum.txt", mapped.cameras, "tum")
-    write_cameras(folder / "colmap", mapped.cameras, "colmap", image_size=size)
-    for slot, frame in enumerate(np.asarray(mapped.graph.frames)):
-        if frame >= 0:
-            stem = given.names[frame].split(".")[0]
-            np.save(folder / "depth" / f"{stem}.npy", 1 / np.asarray(mapped.graph.variables.inverse_depth[slot]))
-            write_png(folder / "static" / f"{stem}.png", mapped.static[slot])
+    write_cameras(folder / "colmap", mapped.cameras, "colmap", image_size=crop.size)
+    write_sequence(folder / "keyframes", given, frames, mapped, crop)
     write_ply(folder / "point_map.ply", mapped.point_map)
     write_map_report(folder / "report.html", given, frames, mapped)
-    for name in ("poses_tum.txt", "colmap", "depth", "static", "point_map.ply", "report.html"):
+    for name in ("poses_tum.txt", "colmap", "keyframes", "point_map.ply", "report.html"):
         print(f"{name:14} {folder / name}")
+    print(f"a world that starts here: python sample.py configs/tiny.py --sequence {folder / 'keyframes'}")
+
+
+def write_sequence(folder: Path, given: Sequence, frames: np.ndarray, mapped: MappedSequence, crop: Crop) -> None:
+    """Keyframes in the 7-Scenes layout: colour, depth (0 where neighbours do not confirm it), mask of that, pose.
+
+    Depth is in millimetres; of a scene without a known scale, in thousandths of its unit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [int(frame) for frame in mapped.graph.frames if frame >= 0]
+    cameras = mapped.cameras[np.array(numbers)]
+    write_cameras(folder, cameras, "7scenes", image_size=crop.size)
+    (folder / "names.txt").write_text("".join(f"{given.names[n]}\n" for n in numbers), encoding="utf-8")
+    for slot, number in enumerate(numbers):
+        depth = 1 / np.asarray(mapped.graph.variables.inverse_depth[slot])
+        step = crop.size[0] // len(depth)
+        known = np.kron(mapped.static[slot], np.ones((step, step), bool)).astype(bool)
+        millimetres = np.clip(np.kron(depth, np.ones((step, step))) * 1000, 1, 65534).astype(np.uint16)
+        write_png(folder / f"frame-{slot:06d}.color.png", frames[number])
+        write_png(folder / f"frame-{slot:06d}.depth.png", np.where(known, millimetres, 0).astype(np.uint16))
+        write_png(folder / f"frame-{slot:06d}.static.png", known)
 
 
 def main() -> int:
