@@ -58,8 +58,8 @@ class PatchMatcher:
         steps: Gauss-Newton steps at each level.
         restart_levels: how many of the finest levels refine a given start.
         noise: standard deviation of grey values that a window has to overcome.
-        consistency_px: distance (pixels of the image of height 480, in proportion) from home at which a match that
-            is checked by its way back has half its weight; none beyond three times that.
+        consistency_px: distance from home, in pixels of an image of height 480 (in proportion, down to half), at which
+            a match followed back has half its weight; none beyond three times that.
     """
 
     coarsest_rows: int = 24
@@ -110,7 +110,7 @@ class PatchMatcher:
             for (a, b), start in zip(((source, target), (target, source)), starts, strict=True)
         ]
         (there, certain_there), (back, certain_back) = found
-        scale = self.consistency_px * source[0].shape[0] / 480
+        scale = self.consistency_px * max(source[0].shape[0] / 480, 0.5)  # small images are not matched to less
         weights = [
             certain * _consistency(one, other, grid, scale)[..., None]
             for one, other, certain in ((there, back, certain_there), (back, there, certain_back))
