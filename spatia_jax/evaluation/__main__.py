@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -109,7 +111,7 @@ def mapping(args: MappingArgs) -> None:
 
 def main() -> None:
     """Reads the command line and does what it says."""
-    commands = {"closed-loop": ClosedLoopArgs, "mapping": MappingArgs}
+    commands: dict[str, Callable[..., Any]] = {"closed-loop": ClosedLoopArgs, "mapping": MappingArgs}
     args = tyro.extras.subcommand_cli_from_dict(commands, prog="spatia_jax.evaluation")
     mapping(args) if isinstance(args, MappingArgs) else closed_loop(args)
 

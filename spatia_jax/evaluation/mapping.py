@@ -127,7 +127,7 @@ def evaluate_window(
         raise InputError("--given-depth: the sequence has no depth")
     start = Variables.start(start_cameras, jnp.full((count, ROWS, columns), 1 / START_DEPTH))
     priors = Priors.none(start, 1).with_depth(jnp.full((count, ROWS, columns), START_DEPTH), 1.0)
-    if given_depth:
+    if given_depth and sensor is not None:
         known = sensor > 0
         start = Variables.start(start_cameras, jnp.asarray(1 / np.where(known, sensor, START_DEPTH)))
         priors = priors.with_depth(jnp.asarray(sensor), SENSOR_SIGMA)

@@ -82,7 +82,7 @@ def _strip(frames: np.ndarray, given: Sequence, mapped: MappedSequence) -> str:
         scaled = np.asarray(Image.fromarray(image).resize(size, how))
         return f'<img src="{charts.data_uri(scaled)}" alt="{escape(words)}" loading="lazy">'
 
-    rows = [("frame", []), ("depth", []), ("confirmed", [])]
+    rows: list[tuple[str, list[str]]] = [("frame", []), ("depth", []), ("confirmed", [])]
     for slot, number, depth in zip(slots, numbers, shade, strict=True):
         name = given.names[number]
         rows[0][1].append(picture(frames[number], name, Image.Resampling.BILINEAR))

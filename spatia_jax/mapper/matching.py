@@ -202,7 +202,8 @@ def _halve(images: Float[Array, "v h w"]) -> Float[Array, "v h2 w2"]:
         pad[axis] = (1, 1)
         padded = jnp.pad(images, pad, mode="edge")
         size = images.shape[axis]
-        images = sum(kernel[k] * lax.slice_in_dim(padded, k, k + size - 1, 2, axis) for k in range(4))
+        taps = [kernel[k] * lax.slice_in_dim(padded, k, k + size - 1, 2, axis) for k in range(4)]
+        images = taps[0] + taps[1] + taps[2] + taps[3]
     return images
 
 

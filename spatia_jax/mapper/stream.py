@@ -116,7 +116,7 @@ class MappedSequence:
 def map_stream(
     config: StreamConfig,
     frames: np.ndarray,
-    intrinsics: Float[Array, " 4"],
+    intrinsics: Float[Array | np.ndarray, " 4"],
     *,
     cameras: Cameras | None = None,
     depth: np.ndarray | None = None,
@@ -266,7 +266,7 @@ class _Run:
             return
         share = np.array(_overlap(self.graph, slot))
         share[last + 1 :] = 0
-        chosen = []
+        chosen: list[int] = []
         while share.max() > config.loop_overlap and len(chosen) < config.loops:
             chosen.append(int(share.argmax()))
             share[max(chosen[-1] - 2, 0) : chosen[-1] + 3] = 0  # another one, not its neighbour
