@@ -56,6 +56,7 @@ class StreamConfig:
         agreements: neighbours that have to confirm a depth before it becomes a point.
         view_tolerance: relative depth within which they do.
         sensor_sigma: relative error of given depth.
+        least_matched: summed weight of its matches that a pixel needs to become a point.
         voxel_size, capacity: of the point map.
     """
 
@@ -76,6 +77,7 @@ class StreamConfig:
     agreements: int = 2
     view_tolerance: float = 0.05
     sensor_sigma: float = 0.02
+    least_matched: float = 0.5
     voxel_size: float = 0.02
     capacity: int = 2**18
 
@@ -418,7 +420,10 @@ def _confirmed(config: StreamConfig, graph: KeyframeGraph, slot) -> tuple[Array,
     held = (graph.frames[slots] >= 0) & (slots == wanted)
     valid = held[:, None, None] & ~filters.depth_edges(depth, 0.1)
     agreements, inside = filters.view_agreement(depth, valid, around.cameras(), _NEIGHBORS, config.view_tolerance)
-    sure = valid[reach] & (agreements[reach] >= config.agreements)
+    # What nothing was matched with kept the depth that it was given at the start, and neighbours may share that.
+    mine = (graph.pairs == slot)[..., None, None]
+    matched = jnp.where(mine, graph.weights.mean(-1), 0.0).sum((0, 1))
+    sure = valid[reach] & (agreements[reach] >= config.agreements) & (matched > config.least_matched)
     return sure, agreements[reach] / jnp.maximum(inside[reach], 1)
 
 
