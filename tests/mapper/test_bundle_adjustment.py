@@ -453,5 +453,5 @@ def test_noisy_matches_have_the_optimum_that_scipy_finds():
     their_centers = -np.einsum(
         "vji,vj->vi", Rotation.from_rotvec(shift[:, :3]).as_matrix() @ base[2:, :3, :3], base[2:, :3, 3] + shift[:, 3:]
     )
-    moved = np.linalg.norm(their_centers - np.asarray(truth.cameras().centers)[2:], axis=1).max()
-    np.testing.assert_allclose(found.cameras().centers[2:], their_centers, atol=max(0.01 * moved, 1e-4))
+    # 1 % of the 5 cm that the start was off: with 64 pixels a frame the optimum is flat
+    np.testing.assert_allclose(found.cameras().centers[2:], their_centers, atol=5e-4)
