@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from spatia_jax.evaluation import mapping as mapping_measures
 from spatia_jax.evaluation import mapping_loop
 from spatia_jax.evaluation.closed_loop import evaluate, table
 from spatia_jax.io.atomic import atomic_write
+from spatia_jax.mapper.stream import StreamConfig
 from spatia_jax.mapper.window import WindowConfig
 from spatia_jax.model import Model
 from spatia_jax.weights.bundle import load_weights, weights_folder
@@ -92,7 +94,9 @@ def mapping(args: MappingArgs) -> None:
     """Prints the numbers, and writes them to --json."""
     if args.stream:
         sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, args.keyframes)
-        result = mapping_measures.evaluate_stream(sequence, given_depth=args.given_depth, loops=not args.no_loops)
+        result = mapping_measures.evaluate_stream(
+            sequence, given_depth=args.given_depth, loops=not args.no_loops, config=StreamConfig()
+        )
     else:
         sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, args.keyframes or 16)
         result = mapping_measures.evaluate_window(
@@ -157,7 +161,11 @@ def run_mapping_loop(args: MappingLoopArgs) -> None:
 
 def main() -> None:
     """Reads the command line and does what it says."""
-    commands: dict[str, Any] = {"closed-loop": ClosedLoopArgs, "mapping": MappingArgs, "mapping-loop": MappingLoopArgs}
+    commands: dict[str, Callable[..., Any]] = {
+        "closed-loop": ClosedLoopArgs,
+        "mapping": MappingArgs,
+        "mapping-loop": MappingLoopArgs,
+    }
     args = tyro.extras.subcommand_cli_from_dict(commands, prog="spatia_jax.evaluation")
     match args:
         case MappingArgs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from spatia_jax.cameras import Cameras
 from spatia_jax.errors import InputError
 from spatia_jax.mapper.problem import Priors, Variables
 from spatia_jax.mapper.sequence import Sequence, read_sequence
+from spatia_jax.mapper.stream import StreamConfig, map_stream
 from spatia_jax.mapper.window import Window, WindowConfig, map_window, window_pairs
 
 ROWS = 48  # of the grid
@@ -44,11 +46,18 @@ def align(source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"]) ->
 
 
 def pose_errors(found: Cameras, truth: Cameras) -> tuple[float, float, Alignment]:
-    """Root mean square distance of the aligned camera centres, mean angle in degrees, and the alignment."""
+    """Root mean square distance of the aligned camera centres, mean angle in degrees, and the alignment.
+
+    Angles are after the rotation that brings the orientations nearest: that of the centres is free to turn about the
+    path where it is straight.
+    """
     a, b = np.asarray(found.centers, np.float64), np.asarray(truth.centers, np.float64)
     fit = align(a, b)
     distance = np.linalg.norm(fit.scale * a @ fit.rotation.T + fit.shift - b, axis=1)
-    turned = np.asarray(found.rotation, np.float64) @ fit.rotation.T @ np.swapaxes(np.asarray(truth.rotation), 1, 2)
+    mine, theirs = np.asarray(found.rotation, np.float64), np.asarray(truth.rotation, np.float64)
+    u, _, vt = np.linalg.svd(np.einsum("vji,vjk->ik", theirs, mine))
+    world = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    turned = mine @ world.T @ np.swapaxes(theirs, 1, 2)
     cosine = np.clip((np.trace(turned, axis1=1, axis2=2) - 1) / 2, -1, 1)
     return float(np.sqrt((distance**2).mean())), float(np.degrees(np.arccos(cosine)).mean()), fit
 
@@ -118,7 +127,7 @@ def evaluate_window(
         raise InputError("--given-depth: the sequence has no depth")
     start = Variables.start(start_cameras, jnp.full((count, ROWS, columns), 1 / START_DEPTH))
     priors = Priors.none(start, 1).with_depth(jnp.full((count, ROWS, columns), START_DEPTH), 1.0)
-    if given_depth:
+    if given_depth and sensor is not None:
         known = sensor > 0
         start = Variables.start(start_cameras, jnp.asarray(1 / np.where(known, sensor, START_DEPTH)))
         priors = priors.with_depth(jnp.asarray(sensor), SENSOR_SIGMA)
@@ -140,11 +149,13 @@ def evaluate_window(
     return result | {"scale": fit.scale, "keyframes": count, "seconds": seconds}
 
 
-def load_window(folder: Path, start: int, stride: int, keyframes: int) -> Sequence:
-    """`keyframes` frames of a sequence with poses."""
+def load_window(folder: Path, start: int, stride: int, keyframes: int | None) -> Sequence:
+    """`keyframes` frames (None: all there are) of a sequence with poses."""
     sequence = read_sequence(folder)
     if sequence.cameras is None:
         raise InputError(f"--sequence {folder}: missing poses; the measurement needs frame-*.pose.txt to compare with")
+    if keyframes is None:
+        keyframes = len(range(start, len(sequence.frames), max(stride, 1)))
     chosen = start + stride * np.arange(keyframes)
     if keyframes < 2 or stride < 1 or start < 0 or chosen[-1] >= len(sequence.frames):
         raise InputError(
@@ -152,3 +163,58 @@ def load_window(folder: Path, start: int, stride: int, keyframes: int) -> Sequen
             f"{len(sequence.frames)} frames of {folder}"
         )
     return sequence[chosen]
+
+
+def cloud_errors(
+    points: Float[np.ndarray, "n 3"], truth: Float[np.ndarray, "m 3"], fit: Alignment, *, near: float = 0.05
+) -> dict[str, float]:
+    """How far the map's points are from the sensor's cloud, and how much of that cloud the map has.
+
+    Both clouds are thinned to one point in 2 cm first, so that no place counts for more because it was seen more often.
+    `map_completeness` is the share of the sensor's points that have a map point within `near` metres.
+    """
+    from scipy.spatial import cKDTree
+
+    def thinned(cloud: np.ndarray) -> np.ndarray:
+        _, first = np.unique(np.floor(cloud / 0.02).astype(np.int64), axis=0, return_index=True)
+        return cloud[first]
+
+    found, truth = thinned(fit.scale * points @ fit.rotation.T + fit.shift), thinned(truth)
+    away = cKDTree(truth).query(found)[0]
+    covered = cKDTree(found).query(truth)[0] <= near
+    return {
+        "map_accuracy_median_m": float(np.median(away)),
+        "map_accuracy_mean_m": float(away.mean()),
+        "map_completeness": float(covered.mean()),
+    }
+
+
+def evaluate_stream(sequence: Sequence, *, given_depth: bool, loops: bool, config: StreamConfig) -> dict:
+    """Maps all frames one by one, without any pose, and compares path and map with the sensor's."""
+    assert sequence.cameras is not None
+    config = config if loops else dataclasses.replace(config, loops=0)
+    sensor = None if sequence.depth is None else grid_depth(sequence.depth, config.rows)
+    if given_depth and sensor is None:
+        raise InputError("--given-depth: the sequence has no depth")
+    began = time.perf_counter()
+    mapped = map_stream(
+        config, sequence.frames, sequence.cameras.intrinsics[0], depth=sensor if given_depth else None, say=print
+    )
+    seconds = time.perf_counter() - began
+    ate, rotation, fit = pose_errors(mapped.cameras, sequence.cameras)
+    result = {
+        "ate_m": ate, "rotation_deg": rotation, "scale": fit.scale, "frames": len(sequence.frames),
+        "keyframes": int(mapped.graph.count), "loops": len(mapped.loops), "closures": mapped.closures,
+        "points": int(mapped.point_map.num_points), "seconds": seconds,
+    }  # fmt: skip
+    if sensor is None:
+        return result
+    held = np.asarray(mapped.graph.frames)
+    held = held[held >= 0]
+    depth = 1 / np.asarray(mapped.graph.variables.inverse_depth)[: len(held)]
+    known = sensor[held] > 0
+    ratio = depth[known] / sensor[held][known]
+    result["depth_median_rel"] = float(np.median(np.abs(ratio / np.median(ratio) - 1)))
+    cloud = np.asarray(sequence.cameras.unproject(jnp.asarray(sensor)))[sensor > 0]
+    points = np.asarray(mapped.point_map.positions)[np.asarray(mapped.point_map.valid)]
+    return result | cloud_errors(points, cloud, fit)

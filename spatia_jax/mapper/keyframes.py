@@ -94,8 +94,8 @@ def add_pairs(graph: KeyframeGraph, pairs: Int[Array, "q 2"], pixels: Array, wei
     Given pairs with a negative slot are left out.
     """
     strength = jnp.where(graph.pairs[:, 0] >= 0, graph.weights.sum((1, 2, 3, 4)), -1.0)
-    at = jnp.argsort(strength)[: len(pairs)]
-    at = jnp.where(pairs[:, 0] >= 0, at, len(strength))
+    given = pairs[:, 0] >= 0
+    at = jnp.where(given, jnp.argsort(strength)[jnp.cumsum(given) - 1], len(strength))
     return dataclasses.replace(
         graph,
         pairs=graph.pairs.at[at].set(pairs, mode="drop"),

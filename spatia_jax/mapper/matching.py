@@ -58,8 +58,8 @@ class PatchMatcher:
         steps: Gauss-Newton steps at each level.
         restart_levels: how many of the finest levels refine a given start.
         noise: standard deviation of grey values that a window has to overcome.
-        consistency_px: distance (pixels of the image of height 480, in proportion) from home at which a match that
-            is checked by its way back has half its weight; none beyond three times that.
+        consistency_px: distance from home, in pixels of an image of height 480 (in proportion, down to half), at which
+            a match followed back has half its weight; none beyond three times that.
     """
 
     coarsest_rows: int = 24
@@ -110,7 +110,7 @@ class PatchMatcher:
             for (a, b), start in zip(((source, target), (target, source)), starts, strict=True)
         ]
         (there, certain_there), (back, certain_back) = found
-        scale = self.consistency_px * source[0].shape[0] / 480
+        scale = self.consistency_px * max(source[0].shape[0] / 480, 0.5)  # small images are not matched to less
         weights = [
             certain * _consistency(one, other, grid, scale)[..., None]
             for one, other, certain in ((there, back, certain_there), (back, there, certain_back))
@@ -202,7 +202,8 @@ def _halve(images: Float[Array, "v h w"]) -> Float[Array, "v h2 w2"]:
         pad[axis] = (1, 1)
         padded = jnp.pad(images, pad, mode="edge")
         size = images.shape[axis]
-        images = sum(kernel[k] * lax.slice_in_dim(padded, k, k + size - 1, 2, axis) for k in range(4))
+        taps = [kernel[k] * lax.slice_in_dim(padded, k, k + size - 1, 2, axis) for k in range(4)]
+        images = taps[0] + taps[1] + taps[2] + taps[3]
     return images
 
 
@@ -234,10 +235,11 @@ def _windows(image: Float[Array, "h w"], centers: Float[Array, "r c 2"], size: i
     position = jnp.clip(centers, -margin / 2, limit) + margin - size // 2
     corner = jnp.floor(position)
     fraction = (position - corner)[..., None, None]
-    dimensions = lax.GatherDimensionNumbers(offset_dims=(2, 3), collapsed_slice_dims=(), start_index_map=(1, 0))
-    cut = lax.gather(
-        padded, corner.astype(jnp.int32), dimensions, (size + 1, size + 1), mode=lax.GatherScatterMode.CLIP
-    )
+    # By single pixels: XLA's CPU gather of whole windows is a loop with one iteration a window.
+    columns, rows = jnp.moveaxis(corner.astype(jnp.int32), -1, 0)
+    offsets = jnp.arange(size + 1)
+    flat = (rows[..., None, None] + offsets[:, None]) * padded.shape[1] + columns[..., None, None] + offsets
+    cut = padded.ravel().at[flat].get(mode="clip")
     fx, fy = fraction[..., 0, :, :], fraction[..., 1, :, :]
     across = cut[..., :-1] * (1 - fx) + cut[..., 1:] * fx
     return across[..., :-1, :] * (1 - fy) + across[..., 1:, :] * fy

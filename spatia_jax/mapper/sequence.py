@@ -83,7 +83,7 @@ def _ordered_images(folder: Path) -> list[Path]:
     """Images by the last number in their names."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in _IMAGES]
     colors = [file for file in files if ".color." in file.name]
-    files = colors or [file for file in files if ".depth." not in file.name]
+    files = colors or [file for file in files if not {".depth", ".mask", ".static"} & set(file.suffixes)]
     if not files:
         raise InputError(f"{folder}: no frames in it; expected images ({', '.join(_IMAGES)})")
     numbers: dict[int, Path] = {}

@@ -104,12 +104,12 @@ def map_window(
     """
     grid = start.inverse_depth.shape[1:]
     degree = max_degree(np.asarray(pairs).ravel(), len(start.lens))
-    pairs = jnp.asarray(pairs)
-    window = _round(config, degree, grid, config.kernel_widths, images, pairs, None, start, priors)
+    wanted = jnp.asarray(pairs)
+    window = _round(config, degree, grid, config.kernel_widths, images, wanted, None, start, priors)
     for _ in range(config.rounds - 1):
         found = window.solution.variables
-        expected = reproject(found, pairs)
-        window = _round(config, degree, grid, (1.0,), images, pairs, expected, found, priors)
+        expected = reproject(found, wanted)
+        window = _round(config, degree, grid, (1.0,), images, wanted, expected, found, priors)
     return window
 
 
