@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from spatia_jax import diffusion, mapper, memory, release_quirks, splat
 from spatia_jax.cameras import Cameras
+from spatia_jax.mapper import tracking
+from spatia_jax.mapper.motion import moving_pixels
+from spatia_jax.memory import PointMap
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_bytes, to_signed, to_unit
 from spatia_jax.pyramid import fill_holes
@@ -154,18 +157,92 @@ def decode(model: Model, params: Params, latents: Float[Array, "1 f p q c"], num
 
 
 def map_frames(
+    model: Model,
+    params: Params,
+    world: World,
+    request: ClipRequest,
+    frames: UInt8[Array, "t h w 3"],
+    seen: Projection,
+) -> tuple[mapper.MapUpdate, Cameras]:
+    """Depth, motion and confidence of the keyframes among new frames, and the cameras of all of them, as found."""
+    if model.config.mapper.tracking is None:
+        return map_trusting(model, params, request, frames, seen), request.cameras
+    return map_tracking(model, params, world, request, frames)
+
+
+def map_tracking(
+    model: Model, params: Params, world: World, request: ClipRequest, frames: UInt8[Array, "t h w 3"]
+) -> tuple[mapper.MapUpdate, Cameras]:
+    """The same with cameras that are found by bundle adjustment; the request's are where it starts."""
+    config, tracked = model.config.mapper, model.config.mapper.tracking
+    assert tracked is not None
+    chosen = keyframes(model, len(frames))
+    start = tracking.moved(request.cameras, world.path_from_map)
+    shown = to_unit(frames[chosen])
+    depth = model.estimate_depth(params, to_signed(frames[chosen]))
+    before = world.history_cameras[-1:]
+    seen = project(model, world, Cameras.concatenate([before, start[chosen]]))
+    behind, seen = (jax.tree.map(lambda leaf, part=part: leaf[part], seen) for part in (slice(1), slice(1, None)))
+    aligned = mapper.update(config, depth, shown, start[chosen], seen.depth, plain_color(seen)).depth
+    track = tracking.track(
+        tracked,
+        tracking.Views(to_unit(world.history[-1:]), behind.depth, before),
+        tracking.Views(shown, aligned, start[chosen]),
+        tracking.Views(seen.color, seen.depth, start[chosen], seen.coverage),
+    )
+    found = track.cameras
+    seen = project(model, world, found)
+    moving = request.moving[chosen] | moving_pixels(
+        tracked.motion, shown, aligned, found, plain_color(seen), seen.depth > 0
+    )
+    mapped = mapper.update(config, depth, shown, found, seen.depth, plain_color(seen), moving, judge_motion=False)
+    return mapped, tracking.follow(start, mapper.keyframe_numbers(len(frames), model.config.memory.map_stride), found)
+
+
+def map_trusting(
     model: Model, params: Params, request: ClipRequest, frames: UInt8[Array, "t h w 3"], seen: Projection
 ) -> mapper.MapUpdate:
-    """Depth, motion and confidence of new frames, in the map's own scale."""
-    return mapper.update(
-        model.config.mapper,
+    """The keyframes' depth in the map's own scale, and what of it is static; the request's cameras are trusted.
+
+    Depth of all frames is aligned, since together they fix a clip's scale better than the keyframes alone.
+    """
+    config, stride = model.config.mapper, model.config.memory.map_stride
+    mapped = mapper.update(
+        dataclasses.replace(config, neighbors=tuple(stride * offset for offset in config.neighbors)),
         depth_frames=model.estimate_depth(params, to_signed(frames)),
         frames=to_unit(frames),
         cameras=request.cameras,
         map_depth=seen.depth,
-        map_color=seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None],
+        map_color=plain_color(seen),
         masks=request.moving,
     )
+    chosen = keyframes(model, len(frames))
+    thinned = jax.tree.map(lambda leaf: leaf[chosen], dataclasses.replace(mapped, report={}))
+    return dataclasses.replace(thinned, report=mapped.report)
+
+
+def plain_color(seen: Projection) -> Float[Array, "v h w 3"]:
+    """The projection's colours, not premultiplied by coverage."""
+    return seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None]
+
+
+def keyframes(model: Model, num_frames: int) -> Int[Array, " k"]:
+    """Numbers, within a clip, of the frames that are mapped."""
+    return jnp.array(mapper.keyframe_numbers(num_frames, model.config.memory.map_stride))
+
+
+def carve(model: Model, point_map: PointMap, mapped: mapper.MapUpdate, frames: Float[Array, "k h w 3"]) -> PointMap:
+    """The map without what the keyframes see through; nothing is carved where cameras are merely trusted."""
+    config, tracked = model.config.mapper, model.config.mapper.tracking
+    if tracked is None:
+        return point_map
+    views = mapper.seen_through(
+        point_map.positions, point_map.colors, mapped, frames,
+        depth_tolerance=tracked.carve_tolerance, color_tolerance=config.motion_color_tolerance,
+    )  # fmt: skip
+    generated = (point_map.provenance > memory.OBSERVED) & (point_map.provenance < memory.EDIT)
+    needed = jnp.where(generated, tracked.carve_views, tracked.carve_observed_views)
+    return memory.remove(point_map, point_map.valid & (views >= needed))
 
 
 def remember(
@@ -174,6 +251,7 @@ def remember(
     request: ClipRequest,
     frames: UInt8[Array, "t h w 3"],
     mapped: mapper.MapUpdate,
+    path: Cameras,
     references: Int[Array, " K"],
     *,
     opening: bool,
@@ -183,29 +261,31 @@ def remember(
     A point that would hide what a reference or the oldest frame of the bank (the photo) saw is refused.
     """
     config, stored = model.config.clip, model.config.memory
-    positions, colors, weights, valid, keyframes = mapper.select_points(
-        mapped, to_unit(frames), mapped.cameras, stored.map_stride, stored.pixel_stride
+    chosen = keyframes(model, len(frames))
+    positions, colors, weights, valid, brought_by = mapper.select_points(
+        mapped, to_unit(frames[chosen]), stored.pixel_stride
     )
     witnesses = world.frame_bank.cameras[jnp.maximum(jnp.append(references, 0), 0)]
     seen = project(model, world, witnesses).depth
     valid &= ~mapper.blocks_views(positions, witnesses, seen, model.config.mapper.free_tolerance)
     point_map = memory.insert(
-        world.point_map, positions, colors, weights, valid,
+        carve(model, world.point_map, mapped, to_unit(frames[chosen])), positions, colors, weights, valid,
         provenance=world.clip_index + 1,
         voxel_size=stored.voxel_size,
-        keyframes=world.frame_count + keyframes,
+        keyframes=world.frame_count + chosen[brought_by],
     )  # fmt: skip
     # A frame becomes a reference when it has left the history; until then the transformer is given it anyway.
     n, stride = config.history_frames, config.reference_stride
     past = frames if opening else jnp.concatenate([world.history, frames])
-    cameras = request.cameras if opening else Cameras.concatenate([world.history_cameras, request.cameras])
+    cameras = path if opening else Cameras.concatenate([world.history_cameras, path])
     leaving = slice(stride - 1, len(past) - n, stride)
     return dataclasses.replace(
         world,
         point_map=point_map,
         frame_bank=memory.remember(world.frame_bank, past[leaving], cameras[leaving], world.clip_index + 1),
         history=jnp.concatenate([world.history, frames])[-n:],
-        history_cameras=Cameras.concatenate([world.history_cameras, request.cameras])[-n:],
+        history_cameras=Cameras.concatenate([world.history_cameras, path])[-n:],
         clip_index=world.clip_index + 1,
         frame_count=world.frame_count + len(frames),
+        path_from_map=tracking.path_from_map(request.cameras[-1], path[-1]),
     )

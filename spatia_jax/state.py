@@ -25,6 +25,8 @@ class World:
         key: PRNG key of the whole rollout; clip k draws from `fold_in(key, k)`.
         clip_index: int32 scalar, clips made so far.
         frame_count: int32 scalar, frames made so far; points know the frame that brought them by this number.
+        path_from_map: [3, 4], from the map's coordinates into those in which paths are commanded: the identity until a
+            mapper finds the camera elsewhere than it was sent.
     """
 
     point_map: PointMap
@@ -34,6 +36,7 @@ class World:
     key: Array
     clip_index: Array
     frame_count: Array
+    path_from_map: Array
 
 
 @jax.tree_util.register_dataclass

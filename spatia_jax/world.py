@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from spatia_jax import memory, stages
 from spatia_jax.cameras import Cameras
+from spatia_jax.mapper import MapUpdate
 from spatia_jax.memory import OBSERVED
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_unit
@@ -84,10 +85,29 @@ def after_denoising(
     num_new = len(request.cameras)
     seen = jax.tree.map(lambda leaf: leaf[-num_new:], projection)
     frames = stages.decode(model, params, latents, num_new)
-    mapped = stages.map_frames(model, params, request, frames, seen)
-    after = stages.remember(model, world, request, frames, mapped, references, opening=opening)
+    after, mapped, _ = map_and_remember(model, params, world, request, frames, seen, references, opening=opening)
     fresh = latents[0] if opening else latents[0, -(num_new // model.config.autoencoder.time_factor) :]
     return after, Clip(frames, seen, references, fresh, mapped.report | {"points": after.point_map.num_points})
+
+
+def map_and_remember(
+    model: Model,
+    params: Params,
+    world: World,
+    request: ClipRequest,
+    frames: UInt8[Array, "t h w 3"],
+    seen: Projection,
+    references: Array,
+    *,
+    opening: bool,
+) -> tuple[World, MapUpdate, Cameras]:
+    """What new frames, wherever they come from, do to the world: the next one, what was mapped, and the found path.
+
+    `seen` is the map in the request's cameras.
+    """
+    mapped, path = stages.map_frames(model, params, world, request, frames, seen)
+    after = stages.remember(model, world, request, frames, mapped, path, references, opening=opening)
+    return after, mapped, path
 
 
 def new_world(model: Model, key: Array) -> World:
@@ -105,6 +125,7 @@ def new_world(model: Model, key: Array) -> World:
         key=key,
         clip_index=jnp.int32(0),
         frame_count=jnp.int32(0),
+        path_from_map=jnp.eye(3, 4),
     )
 
 
@@ -157,4 +178,4 @@ def estimate_view_depth(
     view = jax.tree.map(lambda leaf: leaf[None], camera)
     seen = stages.project(model, world, view)
     request = ClipRequest(view, jnp.zeros((0, 0)), jnp.zeros((0, 0)), jnp.zeros((1, *photo.shape[:2]), bool))
-    return stages.map_frames(model, params, request, photo[None], seen).depth[0]
+    return stages.map_trusting(model, params, request, photo[None], seen).depth[0]

@@ -2,6 +2,18 @@
 
 from spatia_jax.mapper.filters import blocks_views
 from spatia_jax.mapper.prior import DepthPrior, Mapper
-from spatia_jax.mapper.update import MapperConfig, MapUpdate, select_points, update
+from spatia_jax.mapper.tracking import TrackingConfig
+from spatia_jax.mapper.update import MapperConfig, MapUpdate, keyframe_numbers, seen_through, select_points, update
 
-__all__ = ["DepthPrior", "MapUpdate", "Mapper", "MapperConfig", "blocks_views", "select_points", "update"]
+__all__ = [
+    "DepthPrior",
+    "MapUpdate",
+    "Mapper",
+    "MapperConfig",
+    "TrackingConfig",
+    "blocks_views",
+    "keyframe_numbers",
+    "seen_through",
+    "select_points",
+    "update",
+]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
 from spatia_jax.mapper import alignment, filters
+from spatia_jax.mapper.tracking import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MapperConfig:
         correction_bins: layers of depth in which the alignment's smooth correction spreads apart.
         motion_color_tolerance: colour distance (RGB in [0, 1]) that, with depth off by `agree_tolerance`, means motion.
         motion_window: pixels, side of the majority filter of the motion mask.
-        neighbors: frame offsets of the views that are asked to confirm a pixel.
+        neighbors: offsets, in keyframes, of the views that are asked to confirm a pixel.
         min_agreements: confirmations needed, or as many as there are views that the pixel falls into.
         view_tolerance: how close two views have to be to agree.
         edge_tolerance: curvature of inverse depth, relative to itself, from which on a pixel lies on a depth edge.
@@ -39,6 +40,7 @@ class MapperConfig:
         covered_weight: factor on the weight of pixels that the map has already; 0 adds new places only.
         free_tolerance: how much nearer than what an earlier view saw there, as a share of its depth, a point must be to
             be refused as standing in space that is known to be free.
+        tracking: how cameras are found; None: the commanded ones are trusted.
     """
 
     fit_stride: int = 2
@@ -48,13 +50,14 @@ class MapperConfig:
     correction_bins: int = 6
     motion_color_tolerance: float = 0.25
     motion_window: int = 5
-    neighbors: tuple[int, ...] = (-4, 4)
+    neighbors: tuple[int, ...] = (-1, 1)
     min_agreements: int = 1
     view_tolerance: float = 0.06
     edge_tolerance: float = 0.1
     max_depth: float = 50.0
     covered_weight: float = 0.25
     free_tolerance: float = 0.15
+    tracking: TrackingConfig | None = None
 
     def __post_init__(self):
         if 0 in self.neighbors:
@@ -93,6 +96,8 @@ def update(
     map_depth: Float[Array, "t h w"],
     map_color: Float[Array, "t h w 3"],
     masks: Bool[Array, "t h w"] | None = None,
+    *,
+    judge_motion: bool = True,
 ) -> MapUpdate:
     """Aligned depth of new frames and what of it may enter the map.
 
@@ -102,7 +107,8 @@ def update(
         cameras: Cameras[t], commanded, trusted.
         map_depth: z-depth of the map splatted into the cameras; 0 (or not finite) = hole.
         map_color: its colours in [0, 1], read only where `map_depth` is not a hole.
-        masks: True = moving, from the user or a segmenter; added to what the residuals say.
+        masks: True = moving, from the user or a segmenter.
+        judge_motion: add to the masks what the residuals against the map say.
 
     Returns:
         MapUpdate. With no overlap the prior is kept as it is; with nothing valid, nothing is static.
@@ -119,15 +125,17 @@ def update(
     aligned, fit = _align(config, depth_frames, map_depth, overlap)
     log_ratio = jnp.log(map_depth / aligned)
     agrees = overlap & (jnp.abs(log_ratio) < config.agree_tolerance)
-    moving = masked | filters.motion_mask(
-        frames,
-        map_color,
-        log_ratio,
-        overlap & seen,
-        color_tolerance=config.motion_color_tolerance,
-        depth_tolerance=config.agree_tolerance,
-        window=config.motion_window,
-    )
+    moving = masked
+    if judge_motion:
+        moving |= filters.motion_mask(
+            frames,
+            map_color,
+            log_ratio,
+            overlap & seen,
+            color_tolerance=config.motion_color_tolerance,
+            depth_tolerance=config.agree_tolerance,
+            window=config.motion_window,
+        )
     # The map fills in where the prior knows nothing, and wins where the two agree.
     depth = jnp.where(agrees | (covered & ~known), map_depth, aligned)
 
@@ -149,29 +157,62 @@ def update(
     return MapUpdate(cameras, jnp.where(known | covered, depth, 0.0), static, moving, weight, report)
 
 
+def keyframe_numbers(num_frames: int, stride: int) -> tuple[int, ...]:
+    """The frames of a clip that are mapped: every `stride`-th, back from the last."""
+    return tuple(range((num_frames - 1) % stride, num_frames, stride))
+
+
+def seen_through(
+    positions: Float[Array, "n 3"],
+    colors: Float[Array, "n 3"],
+    mapped: MapUpdate,
+    frames: Float[Array, "k h w 3"],
+    *,
+    depth_tolerance: float,
+    color_tolerance: float,
+) -> Int[Array, " n"]:
+    """In how many keyframes each point is contradicted: a static surface stands behind it, in another colour.
+
+    Args:
+        depth_tolerance: share of the surface's depth by which the point has to be nearer.
+        color_tolerance: RGB distance; it keeps an error of depth alone from removing what is there.
+    """
+    _, height, width = mapped.depth.shape
+
+    def one_view(view):
+        camera, depth, static, frame = view
+        (u, v), z = (part.T if part.ndim > 1 else part for part in camera.project(positions, height, width))
+        column, row = jnp.round(u).astype(jnp.int32), jnp.round(v).astype(jnp.int32)
+        inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        at = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
+        nearer = z < (1 - depth_tolerance) * depth[at]
+        differs = jnp.linalg.norm(frame[at] - colors, axis=-1) > color_tolerance
+        return inside & static[at] & nearer & differs
+
+    views = (mapped.cameras, mapped.depth, mapped.static, frames)
+    return jax.lax.map(one_view, views).sum(axis=0)
+
+
 def select_points(
-    mapped: MapUpdate, frames: Float[Array, "t h w 3"], cameras: Cameras, frame_stride: int, pixel_stride: int
+    mapped: MapUpdate, frames: Float[Array, "t h w 3"], pixel_stride: int
 ) -> tuple[Float[Array, "m 3"], Float[Array, "m 3"], Float[Array, " m"], Bool[Array, " m"], Int[Array, " m"]]:
-    """Points for `memory.insert`: every `frame_stride`-th frame, back from the last, and every `pixel_stride`-th pixel.
+    """Points for `memory.insert`: every `pixel_stride`-th pixel.
 
     Args:
         frames: colours in [0, 1].
-        cameras: Cameras[t]; those of `mapped`, unless a caller knows better.
 
     Returns:
-        positions [m, 3] in the world, colors [m, 3], weights [m], valid [m], and keyframes [m] int32, the index of the
-        point's frame in the clip. Static shapes: what is not valid is still in the arrays.
+        positions [m, 3] in the world, colors [m, 3], weights [m], valid [m], and keyframes [m] int32, the number of
+        the point's frame. Static shapes: what is not valid is still in the arrays.
     """
-    chosen = range((frames.shape[0] - 1) % frame_stride, frames.shape[0], frame_stride)
-    pick = jnp.array(chosen)
     start = pixel_stride // 2
 
     def thin(images):
-        return images[pick, start::pixel_stride, start::pixel_stride]
+        return images[:, start::pixel_stride, start::pixel_stride]
 
     weight = thin(mapped.weight)
-    positions = thin(cameras.unproject(mapped.depth))
-    keyframes = jnp.broadcast_to(pick[:, None, None], weight.shape).astype(jnp.int32)
+    positions = thin(mapped.cameras.unproject(mapped.depth))
+    keyframes = jnp.broadcast_to(jnp.arange(len(weight), dtype=jnp.int32)[:, None, None], weight.shape)
     colors = jnp.nan_to_num(thin(frames))
     return positions.reshape(-1, 3), colors.reshape(-1, 3), weight.ravel(), weight.ravel() > 0, keyframes.ravel()
 

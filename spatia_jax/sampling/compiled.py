@@ -10,12 +10,16 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
-from spatia_jax import diffusion, world
+from spatia_jax import diffusion, stages, world
+from spatia_jax.cameras import Cameras
 from spatia_jax.model import Model, Params
 from spatia_jax.parallel import on_every_device
+from spatia_jax.splat import Projection
 from spatia_jax.stages import denoiser, given
-from spatia_jax.state import Conditions
+from spatia_jax.state import Conditions, World
 
 
 def _jit(function: Callable, static: tuple[str, ...] = ()) -> Callable:
@@ -33,6 +37,27 @@ embed_text = _jit(Model.embed_text, ("self",))
 # A clip in three pieces.
 before_denoising = _jit(world.before_denoising, ("model", "opening"))
 after_denoising = _jit(world.after_denoising, ("model", "opening"))
+
+
+# The same for frames that come from elsewhere.
+def _look(model: Model, before: World, cameras: Cameras, *, opening: bool) -> tuple[Projection, Array]:
+    """The map in the cameras, and the slots of the references that a clip would get."""
+    slots = jnp.full((model.config.clip.references,), -1, jnp.int32)
+    return stages.project(model, before, cameras), slots if opening else stages.retrieve(model, before, cameras)[1]
+
+
+def _map_and_remember(model, params, before, request, frames, references, *, opening):
+    seen = stages.project(model, before, request.cameras)
+    return world.map_and_remember(model, params, before, request, frames, seen, references, opening=opening)
+
+
+def _paint(model: Model, params: Params, conditions: Conditions, *, num_new: int) -> Array:
+    return stages.decode(model, params, stages.denoise(model, params, conditions), num_new)
+
+
+look = _jit(_look, ("model", "opening"))
+map_and_remember = _jit(_map_and_remember, ("model", "opening"))
+paint = _jit(_paint, ("model", "num_new"))
 
 
 @_jit

@@ -16,6 +16,7 @@ from spatia_jax.io.atomic import atomic_directory, recover_directory
 from spatia_jax.state import World
 
 _FORMAT = 1
+_ADDED = {"path_from_map": np.eye(3, 4)}  # arrays that older worlds lack, and what they meant by that
 
 
 def save_world(path: str | Path, world: World, config: Experiment) -> None:
@@ -50,7 +51,7 @@ def load_world(path: str | Path, template: World, config: Experiment) -> World:
         raise InputError(f"{path} is not a saved world: it has no world.json")
     try:
         about = json.loads((path / "world.json").read_text(encoding="utf-8"))
-        arrays = dict(np.load(path / "arrays.npz"))
+        arrays = _ADDED | dict(np.load(path / "arrays.npz"))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as a saved world: {error}") from error
     if about.get("format") != _FORMAT:

@@ -9,13 +9,13 @@ import pytest
 
 from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
-from spatia_jax.mapper import MapperConfig, alignment, filters, select_points, update
+from spatia_jax.mapper import MapperConfig, alignment, filters, keyframe_numbers, select_points, update
 
 T, H, W = 6, 48, 64
 CONFIG = MapperConfig(neighbors=(-1, 1))
 NO_MASK = np.zeros((T, H, W), bool)
 _update = jax.jit(update, static_argnums=0)
-select = jax.jit(select_points, static_argnums=(3, 4))
+select = jax.jit(select_points, static_argnums=2)
 agreement = jax.jit(filters.view_agreement, static_argnums=(3, 4))
 fit_clip = jax.jit(functools.partial(alignment.fit_clip, iterations=8, prior_share=0.002))
 
@@ -183,7 +183,7 @@ def test_degenerate_input_is_defined(case):
         case "huge":
             prior = depth * 1e6
     mapped = run(prior, frames, cameras, map_depth, jnp.zeros_like(frames) + 0.5, mask)
-    points = select(mapped, frames, cameras, 2, 3)
+    points = select(mapped, frames, 3)
     for leaf in jax.tree.leaves((mapped, points)):
         assert np.all(np.isfinite(leaf))
     if case in ("no overlap", "map NaN"):
@@ -206,15 +206,21 @@ def test_clip_of_one_frame_and_a_camera_that_stands_still():
 def test_selected_points_lie_on_the_scene():
     cameras, depth, frames = room()
     mapped = run(depth, frames, cameras, jnp.zeros_like(depth), frames)
-    positions, colors, weights, valid, keyframes = select(mapped, frames, cameras, 2, 3)
-    assert positions.shape == (3 * 16 * 21, 3)
-    assert set(np.unique(keyframes)) == {1, 3, 5}  # counted back from the last frame
+    positions, colors, weights, valid, brought_by = select(mapped, frames, 3)
+    assert positions.shape == (T * 16 * 21, 3)
+    assert set(np.unique(brought_by)) == set(range(T))
     x, y, z = positions[valid].T
     on_floor, on_wall = np.abs(y - 1) < 1e-3, np.abs(z - 4) < 1e-3
     on_box = (np.abs(z - 2) < 1e-3) & (np.abs(x) < 0.51)
     assert np.all(on_floor | on_wall | on_box)
     np.testing.assert_allclose(colors, 0.5 + 0.3 * jnp.sin(3 * positions), atol=1e-4)
     assert np.all((weights > 0) == valid)
+
+
+def test_keyframes_are_counted_back_from_the_last_frame():
+    assert keyframe_numbers(6, 2) == (1, 3, 5)
+    assert keyframe_numbers(17, 4) == (0, 4, 8, 12, 16)
+    assert keyframe_numbers(1, 4) == (0,)
 
 
 def test_config_refuses_what_cannot_work():

@@ -4,7 +4,7 @@ from spatia_jax.data.procedural.captions import VOCABULARY, caption
 from spatia_jax.data.procedural.paths import KINDS, sample_path
 from spatia_jax.data.procedural.records import HELD_OUT, ProceduralConfig, ProceduralSource, make_record
 from spatia_jax.data.procedural.render import Rendering, render
-from spatia_jax.data.procedural.scene import Scene, clearance, sample_scene
+from spatia_jax.data.procedural.scene import Scene, clearance, inside_moving, sample_scene
 
 __all__ = [
     "HELD_OUT",
@@ -16,6 +16,7 @@ __all__ = [
     "Scene",
     "caption",
     "clearance",
+    "inside_moving",
     "make_record",
     "render",
     "sample_path",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from spatia_jax.data.procedural.captions import encode
 from spatia_jax.data.procedural.furnishing import (
@@ -29,7 +29,7 @@ from spatia_jax.data.procedural.furnishing import (
     wall_pose,
     with_article,
 )
-from spatia_jax.data.procedural.props import BOX, PROPS
+from spatia_jax.data.procedural.props import BOX, CYLINDER, ELLIPSOID, PROPS
 
 SKY_DISTANCE = 15.0
 
@@ -100,6 +100,26 @@ def clearance(scene: Scene, points: Float[np.ndarray, "k 3"]) -> Float[np.ndarra
     distance = np.linalg.norm(np.maximum(outside, 0), axis=-1) + np.minimum(outside.max(-1), 0)
     distance[:, 0] *= -1
     return np.where(np.asarray(scene.kind) > 0, distance, np.inf).min(-1).astype(np.float32)
+
+
+def inside_moving(
+    scene: Scene, points: Float[np.ndarray, "k 3"], times: Float[np.ndarray, " k"], margin: float = 0.0
+) -> Bool[np.ndarray, " k"]:
+    """Which points lie in a moving object, each at its own time (seconds); `margin` metres make the objects larger."""
+    inside = np.zeros(len(points), bool)
+    for i in np.flatnonzero(np.asarray(scene.moves) & (np.asarray(scene.kind) > 0)):
+        angle = (float(scene.rate[i]) * times + float(scene.phase[i]))[:, None]
+        centre = scene.centre[i] + scene.sin_amplitude[i] * np.sin(angle) + scene.cos_amplitude[i] * np.cos(angle)
+        x, y, z = np.moveaxis(points - np.asarray(centre), -1, 0)
+        cos, sin = float(np.cos(scene.yaw[i])), float(np.sin(scene.yaw[i]))
+        local = np.stack([cos * x - sin * z, y, sin * x + cos * z], -1) / (np.asarray(scene.half[i]) + margin)
+        around = {
+            BOX: np.abs(local).max(-1),
+            ELLIPSOID: np.linalg.norm(local, axis=-1),
+            CYLINDER: np.maximum(np.linalg.norm(local[:, ::2], axis=-1), np.abs(local[:, 1])),
+        }
+        inside |= around[int(scene.kind[i])] <= 1
+    return inside
 
 
 def _room(draft: Draft):
