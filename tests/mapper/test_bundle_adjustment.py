@@ -359,7 +359,8 @@ def _nothing(name: str):
     turned = jaxlie.SE3.exp(jnp.array([0, 0, 0, 0, jnp.pi, 0]))  # every second camera looks the other way
     flips = jnp.where(jnp.arange(6)[:, None] % 2 == 0, jaxlie.SE3.identity().wxyz_xyz, turned.wxyz_xyz)
     back = dataclasses.replace(truth, poses=jaxlie.SE3(flips) @ truth.poses)
-    return exact_matches(truth), Priors.none(back, 1), back
+    across = ((matches.source - matches.target) % 2 == 1)[:, None, None, None]  # all that is left looks behind
+    return dataclasses.replace(matches, weights=matches.weights * across), Priors.none(back, 1), back
 
 
 @jax.jit
