@@ -57,6 +57,7 @@ def test_analytic_jacobians_are_those_of_autodiff(seed):
     np.testing.assert_allclose(terms.residual, -_predict(*zeros, inverse_depth, relative, lenses, pixels), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_analytic_jacobians_are_those_of_finite_differences():
     """In float64 of numpy, so that the differences mean something."""
     relative, inverse_depth, lenses, pixels = _edge(5)
@@ -85,6 +86,7 @@ def test_analytic_jacobians_are_those_of_finite_differences():
 
 
 @pytest.mark.parametrize("unknowns", [Unknowns(), Unknowns(lens=True, prior_fit=True)])
+@pytest.mark.slow
 def test_a_step_solves_the_whole_linear_system(unknowns):
     """Against Gauss-Newton on the full dense Jacobian from autodiff, without any Schur complement."""
     truth = jax.tree.map(lambda leaf: leaf[:3], ground_truth())
@@ -151,6 +153,7 @@ def _signed_residuals(variables, priors, packed, config):
     return jnp.concatenate([part.ravel() for part in parts])
 
 
+@pytest.mark.slow
 def test_scatter_and_products_with_one_hot_matrices_add_the_same(monkeypatch):
     generator = np.random.default_rng(0)
     local = jnp.asarray(generator.normal(size=(5, 7, 7)), jnp.float32)
@@ -188,6 +191,7 @@ def test_exact_matches_give_the_truth(seed):
     assert (np.diff(found.costs) <= 0).all()
 
 
+@pytest.mark.slow
 def test_the_lens_is_found():
     truth = ground_truth()
     start = perturbed(truth, metres=0.02, degrees=1, depth=0.05, kept=1, seed=1)
@@ -197,6 +201,7 @@ def test_the_lens_is_found():
     np.testing.assert_allclose(found.lens, truth.lens, rtol=5e-3)
 
 
+@pytest.mark.slow
 def test_scale_and_shift_of_the_depth_prior_are_found():
     truth = ground_truth()
     start = perturbed(truth, metres=0.02, degrees=1, depth=0.05, kept=2, seed=1)
@@ -208,6 +213,7 @@ def test_scale_and_shift_of_the_depth_prior_are_found():
     np.testing.assert_allclose(found.prior_fit[:, 1], shift, atol=3e-3)
 
 
+@pytest.mark.slow
 def test_the_robust_kernel_ignores_wrong_matches():
     truth = ground_truth()
     start = perturbed(truth, metres=0.02, degrees=0.5, depth=0.05, kept=2)
@@ -222,6 +228,7 @@ def test_the_robust_kernel_ignores_wrong_matches():
     assert pose_errors(robust.variables, truth)[0].max() < 1e-2
 
 
+@pytest.mark.slow
 def test_variance_is_the_diagonal_of_the_inverse_of_the_whole_system():
     truth = jax.tree.map(lambda leaf: leaf[:3], ground_truth())
     small = dataclasses.replace(truth, inverse_depth=truth.inverse_depth[:, ::6, ::8], lens=truth.lens / 7)
@@ -253,6 +260,7 @@ def _noisy_problem():
     return exact_matches(truth, noise_px=0.2), start, Priors.none(start, 1).with_poses(truth.cameras(), 0.05, 0.03)
 
 
+@pytest.mark.slow
 def test_another_world_frame_gives_the_same_answer_in_that_frame():
     matches, start, priors = _noisy_problem()
     move = jaxlie.SE3.exp(jnp.array([1.0, -2.0, 0.5, 0.4, -0.3, 0.8]))
@@ -267,6 +275,7 @@ def test_another_world_frame_gives_the_same_answer_in_that_frame():
     np.testing.assert_allclose((there.poses @ moved(here).poses.inverse()).log(), 0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_another_unit_of_length_gives_the_same_answer_in_that_unit():
     matches, start, priors = _noisy_problem()
     unit = 50.0
@@ -284,6 +293,7 @@ def test_another_unit_of_length_gives_the_same_answer_in_that_unit():
     np.testing.assert_allclose(there.poses.translation(), here.poses.translation(), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_order_of_frames_and_edges_does_not_matter():
     matches, start, priors = _noisy_problem()
     frames, edges = np.random.default_rng(0).permutation(6), np.random.default_rng(1).permutation(len(matches.source))
@@ -304,6 +314,7 @@ def test_the_order_of_frames_and_edges_does_not_matter():
 # Derivatives of the solution ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_solution_is_differentiable_in_its_inputs():
     """Gradient of a function of the solution against central differences, for matches, weights and priors."""
     matches, start, priors = _noisy_problem()
@@ -381,6 +392,7 @@ def test_a_window_that_says_nothing_stays_as_it_is(name):
     assert np.isfinite(_cost_gradient(jnp.nan_to_num(matches.pixels), matches, priors, start)).all()
 
 
+@pytest.mark.slow
 def test_without_any_gauge_damping_holds_it():
     """Nothing is fixed and nothing has a prior: the matches are met all the same, near the start."""
     truth = ground_truth()
@@ -397,6 +409,7 @@ def test_a_kernel_of_no_width_is_refused():
         AdjustmentConfig(damping_up=0.5)
 
 
+@pytest.mark.slow
 def test_the_cost_is_what_the_solution_reports():
     matches, start, priors = _noisy_problem()
     config = AdjustmentConfig(iterations=4, robust_px=1.0)

@@ -15,11 +15,11 @@ match = jax.jit(lambda matcher, images, pairs: matcher(images, pairs, GRID), sta
 
 
 def _texture(x, y):
-    """Smooth, without period within the image."""
-    waves = sum(
-        np.sin(a * x + b * y + c) for a, b, c in [(0.21, 0.1, 0), (0.13, -0.31, 1), (-0.4, 0.23, 2), (0.05, 0.07, 3)]
-    )
-    return np.repeat(0.5 + 0.1 * waves[..., None], 3, axis=-1)
+    """Smooth and nowhere like itself: many waves in random directions."""
+    random = np.random.default_rng(3)
+    size, turn, phase = random.uniform(0.05, 0.6, 40), *random.uniform(0, 2 * np.pi, (2, 40))
+    waves = np.sin(np.multiply.outer(x, size * np.cos(turn)) + np.multiply.outer(y, size * np.sin(turn)) + phase)
+    return np.repeat(0.5 + 0.04 * waves.sum(-1, keepdims=True), 3, axis=-1)
 
 
 def _images(shift):
