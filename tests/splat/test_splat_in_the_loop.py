@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from configs.micro import experiment
 
 from spatia_jax import stages
@@ -42,6 +43,7 @@ def test_the_projection_stage_of_a_clip_does_not_depend_on_the_algorithm():
     assert_same(*seen)
 
 
+@pytest.mark.slow
 def test_training_examples_do_not_depend_on_the_algorithm():
     seen = []
     for name in ("auto", "peel"):

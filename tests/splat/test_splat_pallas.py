@@ -40,6 +40,7 @@ def test_kernels_choose_and_draw_what_the_plain_forms_do(device):
     np.testing.assert_array_equal(drawn[2], jnp.maximum(expected.depth[..., 0], 0))
 
 
+@pytest.mark.slow
 def test_lists_without_room_are_noticed_and_the_stencil_takes_over():
     ndc, valid, _ = scene(1000)
     ndc = ndc * jnp.array([0.15, 1.0, 1.0])
@@ -59,6 +60,7 @@ def test_lists_without_room_are_noticed_and_the_stencil_takes_over():
         ("cpu", "spatia_splat", "tpu_custom_call"),
     ],
 )
+@pytest.mark.slow
 def test_a_program_has_its_platforms_kernel_and_no_other(platform, has, lacks):
     camera = Cameras(jnp.eye(3, 4)[None], jnp.array([[0.9, 1.0, 0.5, 0.5]]))
 
@@ -72,6 +74,7 @@ def test_a_program_has_its_platforms_kernel_and_no_other(platform, has, lacks):
     assert lacks not in text
 
 
+@pytest.mark.slow
 def test_the_gpu_kernel_lowers_to_triton():
     ndc, valid, features = scene()
     function = jax.jit(

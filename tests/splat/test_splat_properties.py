@@ -56,6 +56,7 @@ def test_nearest_of_the_parts_are_nearest_of_the_whole(share):
     np.testing.assert_array_equal(whole.indices, np.take_along_axis(both, order, axis=-1))
 
 
+@pytest.mark.slow
 def test_world_and_camera_turned_together_show_the_same():
     positions, colors, valid = cloud()
     axis = np.array([0.3, -0.5, 0.8]) / np.linalg.norm([0.3, -0.5, 0.8])
@@ -109,6 +110,7 @@ def test_broken_points_are_left_out_and_counted():
 
 
 @pytest.mark.parametrize("metric_radius", [None, 0.08])
+@pytest.mark.slow
 def test_the_backward_passes_are_those_of_autodiff(metric_radius):
     """By hand in numba, by hand in XLA, and autodiff through the plain blend: all gradients, of all outputs."""
     points = cloud(300)

@@ -44,6 +44,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_views_and_points_over_devices_give_the_picture_of_one_device():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     ran = subprocess.run(
