@@ -57,6 +57,7 @@ def test_the_path_returns_and_is_held_out():
     np.testing.assert_array_equal(truth.cameras.cam_from_world[0], truth.cameras.cam_from_world[-1])
 
 
+@pytest.mark.slow
 def test_evaluation_runs_and_is_deterministic(tmp_path):
     model = Model(load_experiment(CONFIG))
     init = jax.jit(model.init, static_argnums=0)

@@ -381,6 +381,7 @@ def _cost_gradient(pixels, matches, priors, start):
 
 
 @pytest.mark.parametrize("name", ["one frame", "all masked", "not finite", "no overlap", "no motion", "all behind"])
+@pytest.mark.slow
 def test_a_window_that_says_nothing_stays_as_it_is(name):
     matches, priors, start = _nothing(name)
     config = AdjustmentConfig(iterations=2)

@@ -30,6 +30,7 @@ def row_bytes(planned, *names):
     return sum(row.bytes for row in planned.rows if row.name in names)
 
 
+@pytest.mark.slow
 def test_bytes_on_one_device_are_those_of_the_arrays(planned):
     model = Model(micro())
     params = {name: model.init(name, jax.random.key(0)) for name in model.networks}
@@ -98,6 +99,7 @@ def test_fits_says_nothing_and_tables_name_everything(planned):
         assert stage.name in table
 
 
+@pytest.mark.slow
 def test_a_refusal_names_options_that_make_it_fit():
     config = micro()
     wide = dataclasses.replace(config.transformer, dim=768, num_heads=2, ffn_dim=3072)
@@ -120,6 +122,7 @@ def test_a_refusal_names_options_that_make_it_fit():
     assert "--weights-dtype bfloat16" in message
 
 
+@pytest.mark.slow
 def test_a_refusal_without_a_way_out(planned):
     with pytest.raises(InputError, match="still too much|No option"):
         require_fit(planned, 1000)
