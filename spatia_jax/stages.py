@@ -237,7 +237,7 @@ def carve(model: Model, point_map: PointMap, mapped: mapper.MapUpdate, frames: F
     if tracked is None:
         return point_map
     views = mapper.seen_through(
-        point_map.positions, point_map.colors, mapped, frames,
+        point_map.positions, point_map.colors, mapped.cameras, mapped.depth, mapped.static, frames,
         depth_tolerance=tracked.carve_tolerance, color_tolerance=config.motion_color_tolerance,
     )  # fmt: skip
     generated = (point_map.provenance > memory.OBSERVED) & (point_map.provenance < memory.EDIT)

@@ -17,8 +17,11 @@ import jaxlie
 import numpy as np
 from jaxtyping import Array, Float
 
+from spatia_jax.errors import InputError
+
 # Accelerators multiply float32 matrices in bfloat16 unless asked otherwise; a pose has no digits to spare.
 _HIGHEST = jax.lax.Precision.HIGHEST
+DEFAULT_FOV = 65.0  # degrees, about a telephone's main camera
 
 
 @jax.tree_util.register_dataclass
@@ -122,3 +125,16 @@ class Cameras:
         in_camera = self.rays(*depth.shape[-2:]) * depth[..., None]
         rotated = jnp.einsum("...ji,...hwj->...hwi", self.rotation, in_camera, precision=_HIGHEST)
         return rotated + self.centers[..., None, None, :]
+
+
+def default_intrinsics(field_of_view: float | None, size: tuple[int, int]) -> np.ndarray:
+    """Normalised intrinsics [4] of a centred pinhole with square pixels.
+
+    `field_of_view` is horizontal, in degrees; `DEFAULT_FOV` if None.
+    """
+    field_of_view = DEFAULT_FOV if field_of_view is None else field_of_view
+    if not 5 <= field_of_view <= 150:
+        raise InputError(f"--fov is {field_of_view}; a horizontal field of view lies between 5 and 150 degrees")
+    focal = 0.5 / np.tan(np.radians(field_of_view) / 2)
+    height, width = size
+    return np.array([focal, focal * width / height, 0.5, 0.5], np.float32)

@@ -55,9 +55,7 @@ def closed_loop(args: ClosedLoopArgs) -> None:
         scenes=args.scenes, clips=args.clips, seed=args.seed, given_depth=args.given_depth,
     )  # fmt: skip
     print(table(result))
-    if args.json is not None:
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _write_json(args.json, result)
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,7 @@ def mapping(args: MappingArgs) -> None:
         )  # fmt: skip
     for name, value in result.items():
         print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
-    if args.json is not None:
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _write_json(args.json, result)
 
 
 @dataclass(frozen=True)
@@ -154,8 +150,12 @@ def run_mapping_loop(args: MappingLoopArgs) -> None:
     )  # fmt: skip
     print(mapping_loop.table(result))
     print(mapping_loop.cost_table(result))
-    if args.json is not None:
-        with atomic_write(args.json) as temporary:
+    _write_json(args.json, result)
+
+
+def _write_json(path: Path | None, result: dict) -> None:
+    if path is not None:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from spatia_jax.cameras import write_cameras
+from spatia_jax.cameras import default_intrinsics, write_cameras
 from spatia_jax.errors import InputError, exit_status
 from spatia_jax.io.images import Crop, adjust_intrinsics, fit_image, fit_map, write_png
 from spatia_jax.mapper.map_report import write_map_report
@@ -19,7 +19,6 @@ from spatia_jax.mapper.sequence import Sequence, read_sequence
 from spatia_jax.mapper.stream import MappedSequence, StreamConfig, map_stream
 from spatia_jax.memory import write_ply
 
-DEFAULT_FOV = 65.0  # degrees, about a telephone's main camera
 _MOST_ROWS = 480  # of the frames as they are mapped
 
 
@@ -33,7 +32,7 @@ class MapArgs:
         poses: a camera file or folder; by default what lies with the frames. Poses are where the mapper starts, not
             what it returns.
         intrinsics: intrinsics.txt with normalised fx fy cx cy.
-        fov: horizontal field of view in degrees, where no intrinsics are known.
+        fov: horizontal field of view in degrees, where no intrinsics are known; 65 by default.
         ignore_poses, ignore_depth: do not use those that came with the frames.
         every: use every n-th frame.
         rows: of the grid on which depth is found.
@@ -44,7 +43,7 @@ class MapArgs:
     output: Path
     poses: Path | None = None
     intrinsics: Path | None = None
-    fov: float = DEFAULT_FOV
+    fov: float | None = None
     ignore_poses: bool = False
     ignore_depth: bool = False
     every: int = 1
@@ -56,8 +55,8 @@ def run(args: MapArgs) -> None:
     """Reads, maps, writes everything; InputError before anything is written."""
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise InputError(f"--output {args.output}: is not empty; give a new folder")
-    if args.every < 1 or not 5 <= args.fov <= 150:
-        raise InputError(f"--every {args.every} --fov {args.fov}: expected at least 1, and 5 to 150 degrees")
+    if args.every < 1:
+        raise InputError(f"--every is {args.every}; it must be at least 1")
     config = dataclasses.replace(StreamConfig(), rows=args.rows)
     if args.no_loops:
         config = dataclasses.replace(config, loops=0)
@@ -75,7 +74,7 @@ def run(args: MapArgs) -> None:
     write_outputs(args.output, given, frames, mapped, crop)
 
 
-def fitted(given: Sequence, rows: int, fov: float) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Crop]:
+def fitted(given: Sequence, rows: int, fov: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Crop]:
     """Frames cropped to a whole number of cells, normalised intrinsics of the crop, depth on the grid, the crop."""
     height, width = given.frames.shape[1:3]
     step = min(height, _MOST_ROWS) // rows
@@ -85,8 +84,7 @@ def fitted(given: Sequence, rows: int, fov: float) -> tuple[np.ndarray, np.ndarr
     step -= step % 4  # so that the image halves twice
     size = (rows * step, columns * step)
     fit = [fit_image(frame, *size) for frame in given.frames]
-    focal = 0.5 / np.tan(np.radians(fov) / 2)
-    intrinsics = np.array([focal, focal * width / height, 0.5, 0.5], np.float32)
+    intrinsics = default_intrinsics(fov, (height, width))
     if given.cameras is not None:
         intrinsics = np.asarray(given.cameras.intrinsics[0])
     depth = None

@@ -33,12 +33,12 @@ def motion_mask(
         covered: where the map shows in the frame.
     """
     difference = jnp.where(covered[..., None], frames - map_color, 0.0)
-    share = jnp.maximum(_box_mean(covered.astype(frames.dtype), 3), 1e-6)
-    color_error = jnp.linalg.norm(_box_mean(difference, 3) / share[..., None], axis=-1)
+    share = jnp.maximum(box_mean(covered.astype(frames.dtype), 3), 1e-6)
+    color_error = jnp.linalg.norm(box_mean(difference, 3) / share[..., None], axis=-1)
     evidence = jnp.minimum(color_error / color_tolerance, 3) + jnp.minimum(jnp.abs(log_ratio) / depth_tolerance, 3)
     contradicts = covered & (evidence > 2)
-    votes = _box_mean(contradicts.astype(frames.dtype), window)
-    return votes > 0.5 * jnp.maximum(_box_mean(covered.astype(frames.dtype), window), 1.0 / window**2)
+    votes = box_mean(contradicts.astype(frames.dtype), window)
+    return votes > 0.5 * jnp.maximum(box_mean(covered.astype(frames.dtype), window), 1.0 / window**2)
 
 
 def depth_edges(depth: Float[Array, "t h w"], tolerance: float) -> Bool[Array, "t h w"]:
@@ -64,13 +64,48 @@ def blocks_views(
         depth: z-depth of what they see; 0 = unknown.
         tolerance: share of that depth by which a point has to be nearer.
     """
-    _, height, width = depth.shape
+    z, pixel, inside = _nearest_pixels(positions, cameras, *depth.shape[1:])
+    seen = jnp.take_along_axis(depth.reshape(len(depth), -1), pixel, axis=1)
+    return (inside & (seen > 0) & (z < (1 - tolerance) * seen)).any(axis=0)
+
+
+def seen_through(
+    positions: Float[Array, "n 3"],
+    colors: Float[Array, "n 3"],
+    cameras: Cameras,
+    depth: Float[Array, "k h w"],
+    static: Bool[Array, "k h w"],
+    frames: Float[Array, "k h w 3"],
+    *,
+    depth_tolerance: float,
+    color_tolerance: float,
+) -> Int[Array, " n"]:
+    """In how many of k views each point is contradicted: a static surface stands behind it, in another colour.
+
+    Args:
+        cameras, depth, static, frames: of the views; colours in [0, 1].
+        depth_tolerance: share of the surface's depth by which the point has to be nearer.
+        color_tolerance: RGB distance; it keeps an error of depth alone from removing what is there.
+    """
+
+    def one_view(view):
+        camera, depth, static, frame = view
+        z, pixel, inside = _nearest_pixels(positions, camera, *depth.shape)
+        nearer = z < (1 - depth_tolerance) * depth.ravel()[pixel]
+        differs = jnp.linalg.norm(frame.reshape(-1, 3)[pixel] - colors, axis=-1) > color_tolerance
+        return inside & static.ravel()[pixel] & nearer & differs
+
+    return jax.lax.map(one_view, (cameras, depth, static, frames)).sum(axis=0)
+
+
+def _nearest_pixels(
+    positions: Float[Array, "n 3"], cameras: Cameras, height: int, width: int
+) -> tuple[Float[Array, "*v n"], Int[Array, "*v n"], Bool[Array, "*v n"]]:
+    """z-depth of points in views, the number of the pixel that each falls on, and whether it does."""
     pixels, z = cameras.project(positions, height, width)
     column, row = jnp.round(pixels[..., 0]).astype(jnp.int32), jnp.round(pixels[..., 1]).astype(jnp.int32)
     inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    at = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
-    seen = jnp.take_along_axis(depth.reshape(len(depth), -1), at, axis=1)
-    return (inside & (seen > 0) & (z < (1 - tolerance) * seen)).any(axis=0)
+    return z, jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1), inside
 
 
 def view_agreement(
@@ -117,6 +152,7 @@ def view_agreement(
     return agreements.reshape(depth.shape), inside.reshape(depth.shape)
 
 
-def _box_mean(images: Float[Array, "t h w *c"], size: int) -> Float[Array, "t h w *c"]:
+def box_mean(images: Float[Array, "t h w *c"], size: int) -> Float[Array, "t h w *c"]:
+    """Means over squares of `size` x `size` pixels; what lies beyond the border counts as 0."""
     window = (1, size, size, *(1 for _ in images.shape[3:]))
     return jax.lax.reduce_window(images, 0.0, jax.lax.add, window, (1,) * images.ndim, "SAME") / size**2

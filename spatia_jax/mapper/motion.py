@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
+from spatia_jax.mapper.filters import box_mean
 from spatia_jax.mapper.reprojection import pixel_grid, warp
 
 _MAX_DIFFERENCE = 0.5  # of colours; beyond, one pixel says no more
@@ -71,7 +72,7 @@ def moving_pixels(
     size = (1, 3, 3)
     peaks = jax.lax.reduce_window(frames, -jnp.inf, jax.lax.max, (*size, 1), (1,) * 4, "SAME")
     valleys = jax.lax.reduce_window(frames, jnp.inf, jax.lax.min, (*size, 1), (1,) * 4, "SAME")
-    contrast = _mean((peaks - valleys).max(-1), config.window)
+    contrast = box_mean((peaks - valleys).max(-1), config.window)
     moves = (evidence - config.contrast * contrast > config.threshold).astype(jnp.float32)
     # Opening: what is less than three pixels wide is an edge, not a thing.
     eroded = jax.lax.reduce_window(moves, jnp.inf, jax.lax.min, size, (1,) * 3, "SAME")
@@ -111,7 +112,7 @@ def disagreement(
             difference, judges = jax.vmap(lambda j: in_view(i, j, factor))(jnp.arange(k))
             difference = jnp.concatenate([difference, own[None]])
             judges = jnp.concatenate([judges, covered[i][None]])
-            difference = _mean(jnp.minimum(difference, _MAX_DIFFERENCE), config.window)
+            difference = box_mean(jnp.minimum(difference, _MAX_DIFFERENCE), config.window)
             ordered = jnp.sort(jnp.where(judges, difference, jnp.inf), axis=0)
             count = judges.sum(axis=0)
             rank = jnp.floor(config.quantile * count).astype(jnp.int32)
@@ -139,7 +140,3 @@ def _halve(images: Array) -> Array:
     k, height, width = images.shape[:3]
     cells = images.reshape(k, height // _HALVING, _HALVING, width // _HALVING, _HALVING, *images.shape[3:])
     return cells.mean((2, 4))
-
-
-def _mean(images: Float[Array, "k h w"], size: int) -> Float[Array, "k h w"]:
-    return jax.lax.reduce_window(images, 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "SAME") / size**2

@@ -162,37 +162,6 @@ def keyframe_numbers(num_frames: int, stride: int) -> tuple[int, ...]:
     return tuple(range((num_frames - 1) % stride, num_frames, stride))
 
 
-def seen_through(
-    positions: Float[Array, "n 3"],
-    colors: Float[Array, "n 3"],
-    mapped: MapUpdate,
-    frames: Float[Array, "k h w 3"],
-    *,
-    depth_tolerance: float,
-    color_tolerance: float,
-) -> Int[Array, " n"]:
-    """In how many keyframes each point is contradicted: a static surface stands behind it, in another colour.
-
-    Args:
-        depth_tolerance: share of the surface's depth by which the point has to be nearer.
-        color_tolerance: RGB distance; it keeps an error of depth alone from removing what is there.
-    """
-    _, height, width = mapped.depth.shape
-
-    def one_view(view):
-        camera, depth, static, frame = view
-        (u, v), z = (part.T if part.ndim > 1 else part for part in camera.project(positions, height, width))
-        column, row = jnp.round(u).astype(jnp.int32), jnp.round(v).astype(jnp.int32)
-        inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        at = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
-        nearer = z < (1 - depth_tolerance) * depth[at]
-        differs = jnp.linalg.norm(frame[at] - colors, axis=-1) > color_tolerance
-        return inside & static[at] & nearer & differs
-
-    views = (mapped.cameras, mapped.depth, mapped.static, frames)
-    return jax.lax.map(one_view, views).sum(axis=0)
-
-
 def select_points(
     mapped: MapUpdate, frames: Float[Array, "t h w 3"], pixel_stride: int
 ) -> tuple[Float[Array, "m 3"], Float[Array, "m 3"], Float[Array, " m"], Bool[Array, " m"], Int[Array, " m"]]:

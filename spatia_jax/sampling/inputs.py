@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from spatia_jax.cameras import Cameras, parse_path, read_cameras
+from spatia_jax.cameras import Cameras, default_intrinsics, parse_path, read_cameras
 from spatia_jax.cameras.formats import read_intrinsics
 from spatia_jax.config import ClipConfig, Experiment
 from spatia_jax.errors import InputError
@@ -19,7 +19,6 @@ from spatia_jax.io.images import adjust_intrinsics, fit_image, fit_map, read_dep
 
 Say = Callable[[str], None]
 
-DEFAULT_FOV = 65.0  # degrees, about a telephone's main camera
 # The photo that is used when none is given: scene 106 of the held-out ones of the procedural world, and its caption.
 EMBEDDED_PHOTO = Path(str(resources.files("spatia_jax"))) / "assets" / "photo.png"
 EMBEDDED_FOV = 71.2
@@ -138,19 +137,6 @@ def continue_inputs(args) -> Inputs:
 def _files(args, **more: Path) -> dict[str, Path]:
     named = {name: getattr(args, name) for name in ("depth", "mask", "cameras", "intrinsics", "prompts")}
     return more | {name: path for name, path in named.items() if path is not None}
-
-
-def default_intrinsics(field_of_view: float | None, size: tuple[int, int]) -> np.ndarray:
-    """Normalised intrinsics [4] of a centred pinhole with square pixels.
-
-    `field_of_view` is horizontal, in degrees; `DEFAULT_FOV` if None.
-    """
-    field_of_view = DEFAULT_FOV if field_of_view is None else field_of_view
-    if not 5 <= field_of_view <= 150:
-        raise InputError(f"--fov is {field_of_view}; a horizontal field of view lies between 5 and 150 degrees")
-    focal = 0.5 / np.tan(np.radians(field_of_view) / 2)
-    height, width = size
-    return np.array([focal, focal * width / height, 0.5, 0.5], np.float32)
 
 
 def read_path(

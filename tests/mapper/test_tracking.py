@@ -12,7 +12,7 @@ import pytest
 
 from spatia_jax.cameras.camera import Cameras
 from spatia_jax.errors import InputError
-from spatia_jax.mapper import MapUpdate, TrackingConfig, seen_through, tracking
+from spatia_jax.mapper import TrackingConfig, seen_through, tracking
 from spatia_jax.mapper.motion import MotionConfig, moving_pixels
 
 K, H, W = 3, 96, 128
@@ -155,19 +155,19 @@ def test_wrong_depth_is_not_motion():
 def test_seen_through_needs_another_colour_and_a_surface_behind():
     views = cameras()
     depth, frames = photograph(views)
-    mapped = MapUpdate(views, depth, jnp.ones_like(depth, bool), jnp.zeros_like(depth, bool), depth, {})
+    static = jnp.ones_like(depth, bool)
+    mapped = views, depth, static
     centre = views[1].centers
     on_wall = views[1:2].unproject(depth[1:2])[0, 10:20, 10:30].reshape(-1, 3)
     own = frames[1, 10:20, 10:30].reshape(-1, 3)
     count = jax.jit(functools.partial(seen_through, depth_tolerance=0.2, color_tolerance=0.25))
     half_way = centre + 0.5 * (on_wall - centre)
-    assert np.all(count(half_way, 1 - jnp.round(own), mapped, frames) >= 1)
-    in_own_color = count(half_way, own, jax.tree.map(lambda leaf: leaf[1:2], mapped), frames[1:2])
+    assert np.all(count(half_way, 1 - jnp.round(own), *mapped, frames) >= 1)
+    in_own_color = count(half_way, own, *jax.tree.map(lambda leaf: leaf[1:2], mapped), frames[1:2])
     assert not np.any(in_own_color)
-    assert not np.any(count(on_wall, 1 - jnp.round(own), mapped, frames))  # on the surface
-    assert not np.any(count(2 * on_wall - centre, 1 - jnp.round(own), mapped, frames))  # behind it
-    moving = MapUpdate(views, depth, jnp.zeros_like(depth, bool), jnp.ones_like(depth, bool), depth, {})
-    assert not np.any(count(half_way, 1 - jnp.round(own), moving, frames))  # what moves proves nothing
+    assert not np.any(count(on_wall, 1 - jnp.round(own), *mapped, frames))  # on the surface
+    assert not np.any(count(2 * on_wall - centre, 1 - jnp.round(own), *mapped, frames))  # behind it
+    assert not np.any(count(half_way, 1 - jnp.round(own), views, depth, ~static, frames))  # what moves proves nothing
 
 
 def test_config_refuses_what_cannot_work():
