@@ -44,11 +44,13 @@ def outputs(micro, tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_padding_stays_in_the_video(outputs):
     assert len(read_video(outputs["plain"] / "video.mp4")[0]) == FRAMES
     assert len(read_video(outputs["quirky"] / "video.mp4")[0]) == 9
 
 
+@pytest.mark.slow
 def test_the_principal_point_is_mirrored(outputs):
     """cx is 0.55, so the release shows the map a tenth of the width further to one side."""
     plain, quirky = (np.float32(load_clip(folder, 0).projection[0]) for folder in outputs.values())

@@ -133,6 +133,7 @@ def test_masked_pixels_never_enter_the_map(micro, start):
     assert int(after.point_map.num_points) == int(world.point_map.num_points)
 
 
+@pytest.mark.slow
 def test_without_the_map_the_projection_changes_nothing(micro, start):
     from spatia_jax.evaluation.closed_loop import without_memory
     from spatia_jax.model import Model

@@ -88,6 +88,7 @@ def test_a_run_depends_on_no_cache(micro, whole, tmp_path):
     assert len(list((tmp_path / CACHE[1]).iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_are_another_run_with_nearly_the_same_frames(micro, whole, tmp_path):
     options = arguments(micro, micro.weights, tmp_path / "out", "--weights-dtype", "bfloat16")
     assert command.main(options) == 0

@@ -60,7 +60,7 @@ def autoencoder(config: AutoencoderConfig, **changes) -> Autoencoder:
     return nnx.merge(graph, params_of(config))
 
 
-@pytest.mark.parametrize("latent_frames", [1, 3])
+@pytest.mark.parametrize("latent_frames", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_streaming_equals_whole_at_any_length(latent_frames):
     whole, streaming = autoencoder(SMALL), autoencoder(SMALL, streaming=True)
     latents, video = normal(0, 2, latent_frames, 2, 3, 4), normal(1, 2, 2 * latent_frames - 1, 8, 12, 3)
@@ -84,6 +84,7 @@ def test_tiles_equal_whole(config, tile, size):
     np.testing.assert_allclose(decoded, jax.jit(whole.decode)(latents), atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video():
     def temporary(frames: int, method: str, **changes) -> int:
         """Bytes beside inputs and outputs."""
@@ -111,6 +112,7 @@ def test_a_tile_without_sense_is_named(change):
         dataclasses.replace(CONFIG, **change)
 
 
+@pytest.mark.slow
 def test_devices_share_every_frame():
     """In a process with 4 devices, which runs this file."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}

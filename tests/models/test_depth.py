@@ -53,6 +53,7 @@ def test_images_of_a_batch_do_not_see_each_other(network):
     np.testing.assert_allclose(module(images)[1:2], module(images[1:2]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_is_finite_and_reaches_every_parameter(network):
     graphdef, params = network
     images = jax.random.uniform(jax.random.key(2), (1, 42, 56, 3), minval=-1)

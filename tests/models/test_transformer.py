@@ -167,6 +167,7 @@ def test_new_model_predicts_zero(fresh, inputs):
     assert not np.any(run(fresh, inputs))
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing(model, inputs):
     again = structure(replace(CONFIG, remat=True))
 

@@ -41,7 +41,13 @@ def test_bytes_on_one_device_are_those_of_the_arrays(planned):
         assert row_bytes(planned, name) == sum(leaf.nbytes for leaf in jax.tree.leaves(part))
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=4), MeshConfig(tensor=2), MeshConfig(2, 2, 1, 2)], ids=str)
+MESHES = [
+    MeshConfig(2, 2, 1, 2),
+    *(pytest.param(m, marks=pytest.mark.slow) for m in (MeshConfig(fsdp=4), MeshConfig(tensor=2))),
+]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_devices_together_hold_every_array_once_for_each_copy(mesh):
     params = Model(micro()).abstract_params()
     specs = jax.tree.leaves(param_specs(params, mesh), is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
@@ -56,6 +62,7 @@ def test_devices_together_hold_every_array_once_for_each_copy(mesh):
     assert mesh.num_devices * row_bytes(plan(micro(), mesh), *PARTS) == expected
 
 
+@pytest.mark.slow
 def test_bfloat16_halves_the_weights():
     whole, half = (plan(tiny(), MeshConfig(), weights_dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert row_bytes(half, "transformer", "text_encoder") < 0.52 * row_bytes(whole, "transformer", "text_encoder")
@@ -71,7 +78,7 @@ def test_more_devices_never_hold_more(planned):
 
 @pytest.mark.parametrize(
     "more",
-    [{"opening_frames": 9}, {"new_frames": 8}, {"references": 4}],
+    [{"opening_frames": 9}, *(pytest.param(m, marks=pytest.mark.slow) for m in ({"new_frames": 8}, {"references": 4}))],
     ids=str,
 )
 def test_more_frames_and_pixels_never_need_less(planned, more):
@@ -152,6 +159,7 @@ def test_released_sizes():
     assert planned.stages[-1].name == "the video: decode"
 
 
+@pytest.mark.slow
 def test_xla_says_about_the_same_of_the_released_denoising_step():
     """In float32: of bfloat16 weights XLA makes float32 copies on a CPU, which no accelerator does."""
     wide = dataclasses.replace(released(), transformer=dataclasses.replace(released().transformer, dtype="float32"))

@@ -31,6 +31,7 @@ def assert_same(a: Projection, b: Projection):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), a, b)
 
 
+@pytest.mark.slow
 def test_the_projection_stage_of_a_clip_does_not_depend_on_the_algorithm():
     seen = []
     for name in ("auto", "peel"):

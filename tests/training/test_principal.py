@@ -70,6 +70,7 @@ def test_first_frame_is_no_worse_than_the_rest(model, started, videos):
     assert psnr(made[:, :1], videos[:, :1]) > psnr(made[:, 1:], videos[:, 1:]) - 0.5
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_gets_no_gradient(model, started, videos):
     objective = AutoencoderObjective(model, freeze_encoder=True)
     gradient = jax.grad(lambda p: objective.loss(p, {"frames": videos[:2]}, jax.random.key(0))[0])(started)

@@ -66,13 +66,14 @@ def test_autoencoder_loss_falls(model, source, tmp_path):
     assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
 
 
+@pytest.mark.slow
 def test_depth_loss_falls(model, source, tmp_path):
     fit(DepthObjective(model), steps(30), depth_batches(source, batch_size=2, seed=0), tmp_path, say=lambda line: None)
     seen = losses(tmp_path)
     assert np.mean(seen[-5:]) < 0.8 * np.mean(seen[:5])
 
 
-@pytest.mark.parametrize("opening_share", [1.0, 0.5])
+@pytest.mark.parametrize("opening_share", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_generator_learns_its_examples(opening_share, model, examples, tmp_path):
     """Measured at the same noise before and after, since the loss of single steps depends on the level drawn."""
     folder, tokenizer, _ = examples
@@ -126,6 +127,7 @@ def test_building_examples_goes_on_where_it_stopped(model, source, examples, tmp
     jax.tree.map(np.testing.assert_array_equal, load_examples(tmp_path, "continuing"), whole)
 
 
+@pytest.mark.slow
 def test_normalised_latents_decode_to_the_same_video(model, source):
     params = jax.jit(lambda key: model.init("autoencoder", key))(jax.random.key(1))
     videos = np.stack([record["frames"][:5] for record in source])
@@ -144,6 +146,7 @@ def test_normalised_latents_decode_to_the_same_video(model, source):
     np.testing.assert_allclose(round_trip(params), round_trip(folded), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_dropping_the_map_hides_it(model, examples):
     folder, tokenizer, _ = examples
     config = dataclasses.replace(
@@ -160,6 +163,7 @@ def test_dropping_the_map_hides_it(model, examples):
         assert same == hidden
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_gradients_of_one(tmp_path):
     """In a process of its own, since the number of CPU devices is fixed when JAX starts."""
     program = f"""
