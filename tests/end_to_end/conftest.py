@@ -26,7 +26,7 @@ def micro(tmp_path_factory) -> SimpleNamespace:
     model = Model(load_experiment(CONFIG))
     params = {}
     for number, name in enumerate(model.abstract_params()):
-        fresh = jax.jit(lambda key, name=name: model.init(name, key))(jax.random.key(number))
+        fresh = jax.jit(lambda key, name=name: model.init(name, key))(jax.random.key(number, impl="rbg"))
         # Zero-initialised layers would hide what flows through them.
         rng = np.random.default_rng(number)
         params[name] = jax.tree.map(lambda x, rng=rng: x + 0.05 * rng.standard_normal(x.shape, np.float32), fresh)

@@ -25,9 +25,21 @@ SMALL = DepthConfig(
 )
 
 
+def build(config):
+    """Graph and parameters, drawn in one program."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: DepthNetwork(config, rngs=nnx.Rngs(0))))
+    draw = jax.jit(lambda key: nnx.state(DepthNetwork(config, rngs=nnx.Rngs(key))))
+    return graphdef, draw(jax.random.key(0, impl="rbg"))
+
+
+def caller(graphdef, params):
+    run = jax.jit(lambda params, images: nnx.merge(graphdef, params)(images))
+    return lambda images: run(params, images)
+
+
 @pytest.fixture(scope="module")
 def network():
-    return nnx.split(DepthNetwork(SMALL, rngs=nnx.Rngs(0)))
+    return build(SMALL)
 
 
 @pytest.mark.parametrize("size", [(42, 56), (45, 61), (14, 84)])
@@ -41,14 +53,14 @@ def test_any_size_gives_metric_depth_of_that_size(network, size):
 
 def test_fixed_input_size_is_what_the_transformer_sees():
     config = DepthConfig(**{**vars(SMALL), "input_size": (28, 42)})
-    module = DepthNetwork(config, rngs=nnx.Rngs(0))
+    module = caller(*build(config))
     images = jax.random.uniform(jax.random.key(0), (1, 56, 84, 3), minval=-1)
     resized = resize(images, 28, 42, "cubic")
     np.testing.assert_allclose(module(images), resize(module(resized)[..., None], 56, 84)[..., 0], rtol=1e-5)
 
 
 def test_images_of_a_batch_do_not_see_each_other(network):
-    module = nnx.merge(*network)
+    module = caller(*network)
     images = jax.random.uniform(jax.random.key(1), (3, 28, 42, 3), minval=-1)
     np.testing.assert_allclose(module(images)[1:2], module(images[1:2]), rtol=1e-4)
 

@@ -29,7 +29,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-    return {name: jax.jit(lambda key, n=name: model.init(n, key))(jax.random.key(0)) for name in ("depth", "inpainter")}
+    return {
+        name: jax.jit(lambda key, n=name: model.init(n, key))(jax.random.key(0, impl="rbg"))
+        for name in ("depth", "inpainter")
+    }
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ RANK = 2
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda: nnx.state(VideoTransformer(CONFIG, rngs=nnx.Rngs(0))))()
+    return jax.jit(lambda: nnx.state(VideoTransformer(CONFIG, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))))()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,9 @@ SMALL = TextEncoderConfig(vocab_size=50, dim=16, attention_dim=24, ffn_dim=32, n
 
 @pytest.fixture(scope="module")
 def network():
-    return nnx.split(TextEncoder(SMALL, rngs=nnx.Rngs(0)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: TextEncoder(SMALL, rngs=nnx.Rngs(0))))
+    draw = jax.jit(lambda key: nnx.state(TextEncoder(SMALL, rngs=nnx.Rngs(key))))
+    return graphdef, draw(jax.random.key(0, impl="rbg"))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def model(micro_config):
 def weights(model, tmp_path):
     """A folder with a text encoder and a tokenizer, and nothing else."""
     folder = tmp_path / "weights"
-    params = jax.jit(lambda key: model.init("text_encoder", key))(jax.random.key(0))
+    params = jax.jit(lambda key: model.init("text_encoder", key))(jax.random.key(0, impl="rbg"))
     save_params(folder / "text_encoder.safetensors", params)
     train_tokenizer(["a red sofa and a green lamp"], 300, folder / "tokenizer.json")
     return folder
