@@ -7,8 +7,10 @@ whole data and PRNG position: a resumed run continues with the same bits as one 
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +88,9 @@ def fit(
 ) -> TrainState:
     """Trains to `config.steps` steps, resuming from the last complete checkpoint in `directory` if there is one.
 
+    SIGTERM (a machine that is taken back, a queue's time limit) ends the step at hand, saves, and exits with status
+    143; the same call goes on from there. A loss that is not finite is never saved.
+
     Args:
         objective: what to train.
         config: how.
@@ -96,6 +101,10 @@ def fit(
 
     Returns:
         The state after the last step.
+
+    Raises:
+        FloatingPointError: loss or gradient are not finite; names the last checkpoint.
+        SystemExit: after SIGTERM.
     """
     directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
@@ -108,13 +117,18 @@ def fit(
         if first >= config.steps:
             return state
         iterator = iter(batches[first:].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
-        with _Log(directory, config, first, say) as log:
+        with _Log(directory, config, say, manager.latest_step) as log, _StopSignal() as stop:
             for step in range(first, config.steps):
-                batch = split_batch(next(iterator), mesh)
+                batch = split_batch(log.waited_for(iterator), mesh)
                 state, metrics = train_step(state, batch, key)
                 log(step, metrics)
-                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps or stop.asked:
+                    log.check_finite()
                     manager.save(step + 1, args=ocp.args.StandardSave(state))
+                if stop.asked:
+                    manager.wait_until_finished()
+                    say(f"SIGTERM: saved step {step + 1} in {directory}; the same command goes on from there")
+                    raise SystemExit(128 + signal.SIGTERM)
         manager.wait_until_finished()
     return state
 
@@ -128,15 +142,35 @@ def _restore_or_start(manager, objective, config, start, say) -> TrainState:
     return manager.restore(latest, args=ocp.args.StandardRestore(abstract))
 
 
+class _StopSignal:
+    """Notices SIGTERM instead of dying of it; outside the main thread, where Python allows no handler, it does not."""
+
+    def __init__(self):
+        self.asked, self.before = False, None
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def __exit__(self, *_):
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+
 class _Log:
     """Console, JSON lines and TensorBoard; metrics stay on the device until they are due."""
 
-    def __init__(self, directory: Path, config: FitConfig, first: int, say: Callable[[str], None]):
-        self.config, self.say = config, say
+    def __init__(self, directory: Path, config: FitConfig, say: Callable[[str], None], last_saved: Callable):
+        self.directory, self.config, self.say, self.last_saved = directory, config, say, last_saved
         self.file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self.board = SummaryWriter(str(directory / "tensorboard"))
         self.pending: list[dict] = []
-        self.since, self.first = time.perf_counter(), first
+        self.since, self.waited = time.perf_counter(), 0.0
+        self.unchecked: list[tuple[int, Array, Array]] = []
 
     def __enter__(self):
         return self
@@ -145,18 +179,42 @@ class _Log:
         self.file.close()
         self.board.close()
 
+    def waited_for(self, iterator: Iterator) -> Any:
+        """The next batch; the time that it takes to come is counted."""
+        began = time.perf_counter()
+        batch = next(iterator)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def check_finite(self) -> None:
+        """Raises FloatingPointError if a loss, or a gradient, since the last check is not finite."""
+        for step, loss, norm in self.unchecked:
+            if not np.isfinite(float(loss) + float(norm)):
+                last = self.last_saved()
+                kept = "there is no checkpoint" if last is None else f"step {last} is the last good checkpoint"
+                raise FloatingPointError(
+                    f"step {step + 1}: loss {float(loss)}, gradient {float(norm)}; {kept} in {self.directory}"
+                )
+        self.unchecked = []
+
     def __call__(self, step: int, metrics: dict[str, Array]) -> None:
         self.pending.append(metrics)
+        self.unchecked.append((step, metrics["loss"], metrics["gradient_norm"]))
         if (step + 1) % self.config.log_every and step + 1 != self.config.steps:
             return
+        self.check_finite()
         means = {name: float(np.mean([float(m[name]) for m in self.pending if name in m])) for name in metrics}
-        if not np.isfinite(means["loss"]):
-            raise FloatingPointError(f"loss is {means['loss']} at step {step + 1}; the last checkpoint is intact")
         seconds = (time.perf_counter() - self.since) / len(self.pending)
-        self.since, self.pending = time.perf_counter(), []
-        self.file.write(json.dumps({"step": step + 1, "seconds_per_step": seconds, **means}) + "\n")
+        waited = self.waited / len(self.pending)
+        self.since, self.waited, self.pending = time.perf_counter(), 0.0, []
+        speed = {"seconds_per_step": seconds, "data_wait_seconds": waited}
+        self.file.write(json.dumps({"step": step + 1, **speed, **means}) + "\n")
         self.file.flush()
-        for name, value in means.items():
+        for name, value in {**means, **speed}.items():
             self.board.add_scalar(name, value, step + 1)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-        self.say(f"step {step + 1}/{self.config.steps}  {shown}  {seconds:.2f} s/step")
+        examples = self.config.batch_size / seconds
+        self.say(
+            f"step {step + 1}/{self.config.steps}  {shown}  {seconds:.2f} s/step  {examples:.3g} examples/s  "
+            f"data {waited:.2f} s"
+        )
