@@ -32,7 +32,7 @@ def log_chart(
 
     for axis in (0, 1):
         for tick in _ticks(low[axis], high[axis]):
-            at = place(np.where(np.arange(2) == axis, tick, 10 ** low))[axis]
+            at = place(np.where(np.arange(2) == axis, tick, 10**low))[axis]
             ends = [(at, box[1]), (at, box[3])] if axis == 0 else [(box[0], at), (box[2], at)]
             draw.line(ends, fill=_GRID)
             where, anchor = ((at, box[1] + 8), "mt") if axis == 0 else ((box[0] - 8, at), "rm")

@@ -143,9 +143,7 @@ def match_views(config: TrackingConfig, anchor: Views, keyframes: Views, renderi
     return _match(config, frames, _middle(known.astype(jnp.float32), grid) > 0.5, pairs(k), grid)
 
 
-def adjust_views(
-    config: TrackingConfig, matches: Matches, anchor: Views, keyframes: Views, rendering: Views
-) -> Track:
+def adjust_views(config: TrackingConfig, matches: Matches, anchor: Views, keyframes: Views, rendering: Views) -> Track:
     """Poses and depth of the keyframes from matches; arguments as of `track`."""
     k, (height, width) = len(keyframes.depth), keyframes.depth.shape[1:]
     grid = (height // config.stride, width // config.stride)

@@ -1,8 +1,9 @@
 """Point maps as PLY files, which CloudCompare, Blender, MeshLab and open3d read.
 
 Written: binary, little endian, one vertex per point: x y z, red green blue (bytes), weight, count, provenance,
-keyframe, and if known nx ny nz and radius. Read: binary little endian or text, properties in any order and number, as long as x y z are there. A file
-from elsewhere tells no provenance; its points come in as the user's edits, measured once, grey if uncoloured.
+keyframe, and if known nx ny nz and radius. Read: binary little endian or text, properties in any order and number, as
+long as x y z are there. A file from elsewhere tells no provenance; its points come in as the user's edits, measured
+once, grey if uncoloured.
 """
 
 from __future__ import annotations

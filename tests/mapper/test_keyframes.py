@@ -81,7 +81,8 @@ def test_a_pair_that_is_matched_again_stays_one_pair():
     graph = _pairs(_graph([0.0, 1, 2]), [(0, 1), (1, 2)], 0.1)
     graph = _pairs(graph, [(1, 2), (0, 2)], 0.9)
     assert sorted(map(tuple, np.asarray(graph.pairs).tolist())) == [(-1, -1), (0, 1), (0, 2), (1, 2)]
-    at = {tuple(pair): float(weight) for pair, weight in zip(graph.pairs.tolist(), graph.weights[:, 0, 0, 0, 0])}
+    weights = graph.weights[:, 0, 0, 0, 0]
+    at = {tuple(pair): float(weight) for pair, weight in zip(graph.pairs.tolist(), weights, strict=True)}
     assert at[1, 2] == at[0, 2] == np.float32(0.9)
 
 
@@ -96,7 +97,8 @@ def test_the_surface_of_a_wall_faces_the_camera():
     known = np.isin(point_map.keyframes, [10, 11])
     np.testing.assert_allclose(normals[known], [[0, 0, -1]] * 2, atol=1e-5)
     np.testing.assert_allclose(radii[known], 2 / 7 / np.pi**0.5 / 2, rtol=1e-4)
-    assert not normals[~known].any() and not radii[~known].any()
+    assert not normals[~known].any()
+    assert not radii[~known].any()
 
 
 def test_what_moves_is_not_matched():

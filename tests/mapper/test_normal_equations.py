@@ -18,7 +18,6 @@ from spatia_jax.mapper.normal_equations import Step, Unknowns
 from spatia_jax.mapper.problem import Matches, Priors, Variables
 from spatia_jax.mapper.reprojection import linearize, pixel_grid, warp
 
-
 # One edge ----------------------------------------------------------------------------------------
 
 
