@@ -59,7 +59,7 @@ def write_ply(
         for i, name in enumerate(("nx", "ny", "nz")):
             vertices[name] = normals[valid, i]
         vertices["radius"] = radii[valid]
-    properties = [f"property {_PLY_NAMES[kind[1:]]} {name}" for name, kind in vertices.dtype.descr]
+    properties = [f"property {_PLY_NAMES[vertices.dtype[name].str[1:]]} {name}" for name in vertices.dtype.names or ()]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *properties, "end_header"]
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(("\n".join(header) + "\n").encode())
