@@ -123,7 +123,7 @@ def fitted(given: Sequence, rows: int, fov: float | None) -> Fitted:
         known = np.isfinite(readings).any(-1)
         depth = np.zeros(known.shape, np.float32)
         depth[known] = np.nanmedian(readings[known], axis=-1)
-    moving = None if given.moving is None else cells(given.moving).any(-1)
+    moving = None if given.moving is None else cells(given.moving).max(-1)
     crop = fit[0][1]
     return Fitted(np.stack([image for image, _ in fit]), adjust_intrinsics(intrinsics, crop), depth, moving, crop)
 
