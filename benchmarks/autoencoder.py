@@ -9,7 +9,6 @@ results are apart. Needs torch and diffusers (`scripts/setup.sh parity`) and abo
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from flax import nnx
 
 from benchmarks.timing import medians
 from spatia_jax.errors import InputError, exit_status
+from spatia_jax.io.atomic import write_json
 from spatia_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from spatia_jax.weights.autoencoder import from_official
 from spatia_jax.weights.names import recognise
@@ -97,8 +97,7 @@ def main(args: Args) -> None:
             "seconds": seconds,
             "max_difference": {what: float(difference) for what, difference in differences.items()},
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(args.json, record)
 
 
 def _peer() -> Any:

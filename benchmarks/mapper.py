@@ -3,18 +3,18 @@
 All solve one problem: a synthetic scene with matches of 0.5 px noise, poses 5 cm and 2 degrees off, depth 10 % off, two
 poses known. Needs pyceres and pycolmap (`scripts/setup.sh parity`); without them Ceres is left out, and said so.
 
-    python -m benchmarks.mapper --json outputs/mapper.json
+    python -m benchmarks.mapper --json outputs/mapper.json --plot outputs/mapper.png
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,11 @@ import numpy as np
 import tyro
 
 from benchmarks import mapper_peers
+from benchmarks.plots import log_chart
 from benchmarks.timing import medians
 from spatia_jax.cameras import Cameras
 from spatia_jax.errors import exit_status
+from spatia_jax.io.atomic import write_json
 from spatia_jax.mapper.bundle_adjustment import AdjustmentConfig, adjust
 from spatia_jax.mapper.problem import Matches, Priors, Variables, max_degree
 from spatia_jax.mapper.reprojection import pixel_grid, warp
@@ -43,6 +45,7 @@ class Args:
         iterations: of every solver.
         repeats: rounds; each calls every function once.
         scaling: also numbers of keyframes and edges beyond, ours alone.
+        plot: a PNG file for a picture of the scaling.
         json: a file for the numbers.
     """
 
@@ -51,6 +54,7 @@ class Args:
     iterations: int = 8
     repeats: int = 5
     scaling: bool = True
+    plot: Path | None = None
     json: Path | None = None
 
 
@@ -131,7 +135,7 @@ def main(args: Args) -> None:
         import pycolmap  # noqa: F401
 
         def ceres() -> None:
-            poses, seconds = mapper_peers.ceres(problem, args.iterations, os.cpu_count() or 1)
+            poses, _, seconds = mapper_peers.ceres(problem, args.iterations, os.cpu_count() or 1)
             ceres_seconds.append(seconds["solve"])
             errors["ceres"] = pose_rmse(poses, truth)
 
@@ -144,28 +148,53 @@ def main(args: Args) -> None:
     print(
         f"{args.keyframes} keyframes, {len(matches.source)} edges, {args.iterations} iterations, {os.cpu_count()} cores"
     )
+    converged = {name: errors[name] < 1.05 * min(errors.values()) for name in errors}
     for name, value in seconds.items():
-        print(f"{name:8}{value:9.4f} s{value / seconds['ours']:8.1f} x ours   poses {1000 * errors[name]:.3f} mm off")
-    record = {"seconds": seconds, "pose_rmse_m": errors}
+        words = "" if converged[name] else f": not converged in {args.iterations} iterations"
+        ratio = value / seconds["ours"]
+        print(f"{name:8}{value:9.4f} s{ratio:8.1f} x ours   poses {1000 * errors[name]:.3f} mm off{words}")
+    record: dict[str, Any] = {"seconds": seconds, "pose_rmse_m": errors, "converged": converged}
     if args.scaling:
-        record["scaling"] = scaling(args)
+        record["scaling"] = rows = scaling(args)
+        if args.plot:
+            draw(args, rows)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(args.json, record)
+
+
+BY_KEYFRAMES = ((8, 3), (16, 3), (32, 3), (64, 3))  # keyframes, radius
+BY_EDGES = ((16, 1), (16, 2), (16, 3), (16, 5), (16, 8))
 
 
 def scaling(args: Args) -> list[dict[str, float]]:
-    """Ours alone, for more keyframes and more edges."""
+    """Ours alone, for more keyframes, and for more edges between 16 keyframes."""
     rows = []
-    for keyframes, radius in ((8, 2), (8, 3), (16, 3), (40, 3), (64, 3)):
+    for keyframes, radius in dict.fromkeys(BY_KEYFRAMES + BY_EDGES):
         _, start, matches = scene(keyframes, radius)
         solve = jax.jit(partial(adjust, config=AdjustmentConfig(iterations=args.iterations)))
         priors = Priors.none(start, 2)
         edges = len(matches.source)
         taken = medians({"ours": lambda s=solve, m=matches, p=priors, x=start: s(m, p, x)}, args.repeats)["ours"]
         print(f"{keyframes:4} keyframes {edges:4} edges {taken:8.3f} s {1e3 * taken / edges:7.2f} ms an edge")
-        rows.append({"keyframes": keyframes, "edges": edges, "seconds": taken})
+        rows.append({"keyframes": keyframes, "radius": radius, "edges": edges, "seconds": taken})
     return rows
+
+
+def draw(args: Args, rows: list[dict[str, float]]) -> None:
+    """Seconds over edges, as more keyframes or more pairs of them bring them."""
+
+    def line(chosen: tuple[tuple[int, int], ...]) -> list[tuple[float, float]]:
+        held = {(row["keyframes"], row["radius"]): (row["edges"], row["seconds"]) for row in rows}
+        return [held[key] for key in chosen]
+
+    log_chart(
+        args.plot or Path(), f"bundle adjustment, {args.iterations} iterations, 48 x 64 pixels a keyframe",
+        "edges (directed pairs of keyframes)", "seconds",
+        {
+            "8, 16, 32, 64 keyframes, each with 3 on either side": line(BY_KEYFRAMES),
+            "16 keyframes, each with 1, 2, 3, 5, 8 on either side": line(BY_EDGES),
+        },
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -96,14 +96,20 @@ def _exp(xi: np.ndarray) -> np.ndarray:
     return pose
 
 
-def ceres(problem: Problem, iterations: int, threads: int) -> tuple[np.ndarray, dict[str, float]]:
+def ceres(
+    problem: Problem, iterations: int, threads: int, *, rounds: int = 2, trust_region: float = 1e4
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Ceres as pyceres and pycolmap give it: points in space, DENSE_SCHUR, poses on their manifold.
 
     The wheel has no cost with inverse depth: each pixel of a source frame is a point in space, held to its pixel there
     by a weight of 1e4. It has no manifold for a pose of 7 numbers either, nor can one be written in Python: the real
-    part of the quaternion is held, and the quaternion normalised halfway (turns are small here).
+    part of the quaternion is held, and the quaternion normalised after each of `rounds` (turns are small here).
 
-    Returns: poses, and seconds of building and of solving as Ceres itself reports them.
+    Args:
+        iterations: of all rounds together.
+        trust_region: radius with which each round begins; 1e4 is Ceres's own.
+
+    Returns: poses, inverse depths, and seconds of building and of solving.
     """
     import time
 
@@ -138,11 +144,12 @@ def ceres(problem: Problem, iterations: int, threads: int) -> tuple[np.ndarray, 
             solver.set_manifold(pose, pyceres.SubsetManifold(7, [3]))
     options = pyceres.SolverOptions()
     options.linear_solver_type = pyceres.LinearSolverType.DENSE_SCHUR
-    options.max_num_iterations = (iterations + 1) // 2
+    options.max_num_iterations = -(-iterations // rounds)
+    options.initial_trust_region_radius = trust_region
     options.num_threads = threads
     options.function_tolerance = options.gradient_tolerance = options.parameter_tolerance = 0.0
     built = time.perf_counter()
-    for _ in range(2):
+    for _ in range(rounds):
         pyceres.solve(options, solver, pyceres.SolverSummary())
         for pose in poses:
             pose[:4] /= np.linalg.norm(pose[:4])
@@ -150,4 +157,5 @@ def ceres(problem: Problem, iterations: int, threads: int) -> tuple[np.ndarray, 
     result = np.tile(np.eye(4), (len(poses), 1, 1))
     for matrix, pose in zip(result, poses, strict=True):
         matrix[:3, :3], matrix[:3, 3] = Rotation.from_quat(pose[:4]).as_matrix(), pose[4:]
-    return result, {"build": built - began, "solve": solved - built}
+    inverse_depth = np.stack([1 / (p @ m[2, :3] + m[2, 3]) for p, m in zip(points, result, strict=True)])
+    return result, inverse_depth, {"build": built - began, "solve": solved - built}

@@ -30,6 +30,7 @@ from benchmarks.timing import medians
 from spatia_jax.cameras import Cameras
 from spatia_jax.data import procedural
 from spatia_jax.errors import exit_status
+from spatia_jax.io.atomic import write_json
 from spatia_jax.splat import SplatConfig, render
 from spatia_jax.splat.projection import pixel_centers
 from spatia_jax.splat.render import Projection
@@ -81,8 +82,7 @@ def main(args: Args) -> None:
         report["scaling"] = scaling(args)
         print("scaling:", json.dumps(report["scaling"]))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.json, report)
 
 
 def world(args: Args) -> tuple[list[Cloud], Cameras]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from spatia_jax.errors import exit_status
 from spatia_jax.evaluation import mapping as mapping_measures
 from spatia_jax.evaluation import mapping_loop
 from spatia_jax.evaluation.closed_loop import evaluate, table
-from spatia_jax.io.atomic import atomic_write
+from spatia_jax.io.atomic import write_json
 from spatia_jax.mapper.stream import StreamConfig
 from spatia_jax.mapper.window import WindowConfig
 from spatia_jax.model import Model
@@ -55,7 +54,8 @@ def closed_loop(args: ClosedLoopArgs) -> None:
         scenes=args.scenes, clips=args.clips, seed=args.seed, given_depth=args.given_depth,
     )  # fmt: skip
     print(table(result))
-    _write_json(args.json, result)
+    if args.json:
+        write_json(args.json, result)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def mapping(args: MappingArgs) -> None:
         )  # fmt: skip
     for name, value in result.items():
         print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
-    _write_json(args.json, result)
+    if args.json:
+        write_json(args.json, result)
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,8 @@ def run_mapping_loop(args: MappingLoopArgs) -> None:
     )  # fmt: skip
     print(mapping_loop.table(result))
     print(mapping_loop.cost_table(result))
-    _write_json(args.json, result)
-
-
-def _write_json(path: Path | None, result: dict) -> None:
-    if path is not None:
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        write_json(args.json, result)
 
 
 def main() -> None:

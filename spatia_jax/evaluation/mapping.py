@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from spatia_jax.cameras import Cameras
 from spatia_jax.errors import InputError
+from spatia_jax.mapper.bundle_adjustment import calibrated_variance
 from spatia_jax.mapper.problem import Priors, Variables
 from spatia_jax.mapper.sequence import Sequence, read_sequence
 from spatia_jax.mapper.stream import StreamConfig, map_stream
@@ -23,7 +24,9 @@ from spatia_jax.mapper.window import Window, WindowConfig, map_window, window_pa
 ROWS = 48  # of the grid
 START_DEPTH = 2.0  # where nothing is known of depth
 SENSOR_SIGMA = 0.02  # relative error of a sensor's depth, its misregistration with the colour included
-SEEN_SIGMA = 0.05  # parallax allows depth where the adjustment itself expects this relative error or less
+# Parallax allows depth where the adjustment itself expects this relative error or less, with the noise of the matches
+# taken from their own residuals (`calibrated_variance`) and the uncertainty of the poses counted in.
+SEEN_SIGMA = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,23 @@ def pose_errors(found: Cameras, truth: Cameras) -> tuple[float, float, Alignment
     return float(np.sqrt((distance**2).mean())), float(np.degrees(np.arccos(cosine)).mean()), fit
 
 
-def depth_errors(window: Window, truth: Float[np.ndarray, "v h w"], scale: float) -> dict[str, float]:
+def depth_errors(
+    window: Window, variance: Float[np.ndarray, "v h w"], truth: Float[np.ndarray, "v h w"], scale: float
+) -> dict[str, float]:
     """Median relative errors of depth against a sensor.
 
     `depth_median_rel` is over the pixels where parallax allows depth: where the adjustment expects a relative error of
-    at most `SEEN_SIGMA` from its own curvature. The other keys: the same with the scale of the path's alignment in
-    place of the depth's own median ratio, all pixels, and the share of those that count.
+    at most `SEEN_SIGMA`; `depth_expected_rel` is the median error that it expects there. The other keys: the same with
+    the scale of the path's alignment in place of the depth's own median ratio, all pixels, and the share of those that
+    count.
+
+    Args:
+        variance: of inverse depth, as the adjustment expects it.
     """
-    found = window.solution.variables
-    depth = 1 / np.asarray(found.inverse_depth)
-    relative_information = np.asarray(window.solution.depth_information) / depth**2
+    depth = 1 / np.asarray(window.solution.variables.inverse_depth)
+    sigma = np.sqrt(variance) * depth
     known = np.isfinite(truth) & (truth > 0)
-    seen = known & (relative_information >= 1 / SEEN_SIGMA**2)
+    seen = known & (sigma <= SEEN_SIGMA)
 
     def error(where: np.ndarray, factor: float | None) -> float:
         if not where.any():
@@ -83,6 +91,7 @@ def depth_errors(window: Window, truth: Float[np.ndarray, "v h w"], scale: float
 
     return {
         "depth_median_rel": error(seen, None),
+        "depth_expected_rel": float(0.6745 * np.median(sigma[seen])) if seen.any() else float("nan"),
         "depth_median_rel_path_scale": error(seen, scale),
         "depth_median_rel_all": error(known, None),
         "depth_share": float(seen.sum() / max(known.sum(), 1)),
@@ -145,7 +154,11 @@ def evaluate_window(
             np.sqrt(((np.asarray(truth.centers) - np.asarray(truth.centers).mean(0)) ** 2).sum(1).mean())
         )
     if sensor is not None:
-        result |= depth_errors(window, sensor, fit.scale)
+        variance, factor = jax.jit(calibrated_variance, static_argnums=3)(
+            window.matches, priors, window.solution.variables, config.adjustment
+        )
+        result["match_sigma_px"] = config.match_sigma_px * float(factor) ** 0.5
+        result |= depth_errors(window, np.asarray(variance), sensor, fit.scale)
     return result | {"scale": fit.scale, "keyframes": count, "seconds": seconds}
 
 

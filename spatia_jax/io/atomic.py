@@ -14,11 +14,13 @@ One writer at a time for one path: in a multi-host job only process 0 writes.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from spatia_jax.errors import InputError
 
@@ -80,6 +82,12 @@ def recover_directory(path: str | os.PathLike) -> None:
     for leftover in (new, old):
         if leftover.exists():
             shutil.rmtree(leftover)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file, atomically; folders on the way are made."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def require_free_space(path: str | os.PathLike, needed: int) -> None:

@@ -17,6 +17,7 @@ from spatia_jax.io.images import Crop, adjust_intrinsics, fit_image, fit_map, wr
 from spatia_jax.mapper.map_report import write_map_report
 from spatia_jax.mapper.sequence import Sequence, read_sequence
 from spatia_jax.mapper.stream import MappedSequence, StreamConfig, map_stream
+from spatia_jax.mapper.surface import point_surfaces
 from spatia_jax.memory import write_ply
 
 _MOST_ROWS = 480  # of the frames as they are mapped
@@ -32,6 +33,8 @@ class MapArgs:
         poses: a camera file or folder; by default what lies with the frames. Poses are where the mapper starts, not
             what it returns.
         intrinsics: intrinsics.txt with normalised fx fy cx cy.
+        masks: a folder with name.mask.png or name.png for every frame name.*, bright where something moves: that is not
+            matched and does not enter the map.
         fov: horizontal field of view in degrees, where no intrinsics are known; 65 by default.
         ignore_poses, ignore_depth: do not use those that came with the frames.
         every: use every n-th frame.
@@ -43,6 +46,7 @@ class MapArgs:
     output: Path
     poses: Path | None = None
     intrinsics: Path | None = None
+    masks: Path | None = None
     fov: float | None = None
     ignore_poses: bool = False
     ignore_depth: bool = False
@@ -60,22 +64,42 @@ def run(args: MapArgs) -> None:
     config = dataclasses.replace(StreamConfig(), rows=args.rows)
     if args.no_loops:
         config = dataclasses.replace(config, loops=0)
-    given = read_sequence(args.sequence, poses=args.poses, intrinsics=args.intrinsics)
+    given = read_sequence(args.sequence, poses=args.poses, intrinsics=args.intrinsics, masks=args.masks)
     given = given[np.arange(0, len(given.frames), args.every)]
     if len(given.frames) < 2:
         raise InputError(f"--every {args.every} leaves one frame of {args.sequence}; a map needs at least 2")
-    frames, intrinsics, depth, crop = fitted(given, config.rows, args.fov)
+    fit = fitted(given, config.rows, args.fov)
     mapped = map_stream(
-        config, frames, intrinsics,
+        config, fit.frames, fit.intrinsics,
         cameras=None if args.ignore_poses else given.cameras,
-        depth=None if args.ignore_depth else depth,
+        depth=None if args.ignore_depth else fit.depth,
+        moving=fit.moving,
         say=print,
     )  # fmt: skip
-    write_outputs(args.output, given, frames, mapped, crop)
+    write_outputs(args.output, given, fit, mapped, config)
 
 
-def fitted(given: Sequence, rows: int, fov: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Crop]:
-    """Frames cropped to a whole number of cells, normalised intrinsics of the crop, depth on the grid, the crop."""
+@dataclass(frozen=True)
+class Fitted:
+    """A sequence as it is mapped: cropped to a whole number of cells.
+
+    Attributes:
+        frames: [t, h, w, 3] uint8.
+        intrinsics: [4] normalised, of the crop.
+        depth: [t, rows, columns] medians of the readings in each cell, 0 where there are none; or None.
+        moving: [t, rows, columns] bool, cells in which anything moves; or None.
+        crop: what was done to the frames.
+    """
+
+    frames: np.ndarray
+    intrinsics: np.ndarray
+    depth: np.ndarray | None
+    moving: np.ndarray | None
+    crop: Crop
+
+
+def fitted(given: Sequence, rows: int, fov: float | None) -> Fitted:
+    """The sequence in the size in which it is mapped on `rows` rows of cells."""
     height, width = given.frames.shape[1:3]
     step = min(height, _MOST_ROWS) // rows
     if step < 4:
@@ -87,25 +111,32 @@ def fitted(given: Sequence, rows: int, fov: float | None) -> tuple[np.ndarray, n
     intrinsics = default_intrinsics(fov, (height, width))
     if given.cameras is not None:
         intrinsics = np.asarray(given.cameras.intrinsics[0])
+
+    def cells(values: np.ndarray) -> np.ndarray:
+        parts = fit_map(values, *size).reshape(-1, rows, step, columns, step).swapaxes(2, 3)
+        return parts.reshape(-1, rows, columns, step**2)
+
     depth = None
     if given.depth is not None:
-        cells = fit_map(given.depth, *size).reshape(-1, rows, step, columns, step).swapaxes(2, 3)
-        cells = np.where(cells > 0, cells, np.nan).reshape(-1, rows, columns, step**2)
-        known = np.isfinite(cells).any(-1)
+        readings = cells(given.depth)
+        readings = np.where(readings > 0, readings, np.nan)
+        known = np.isfinite(readings).any(-1)
         depth = np.zeros(known.shape, np.float32)
-        depth[known] = np.nanmedian(cells[known], axis=-1)
+        depth[known] = np.nanmedian(readings[known], axis=-1)
+    moving = None if given.moving is None else cells(given.moving).max(-1)
     crop = fit[0][1]
-    return np.stack([image for image, _ in fit]), adjust_intrinsics(intrinsics, crop), depth, crop
+    return Fitted(np.stack([image for image, _ in fit]), adjust_intrinsics(intrinsics, crop), depth, moving, crop)
 
 
-def write_outputs(folder: Path, given: Sequence, frames: np.ndarray, mapped: MappedSequence, crop: Crop) -> None:
+def write_outputs(folder: Path, given: Sequence, fit: Fitted, mapped: MappedSequence, config: StreamConfig) -> None:
     """Poses of all frames; keyframes with depth as a sequence that can be read again; points; report."""
     (folder / "colmap").mkdir(parents=True, exist_ok=True)
     write_cameras(folder / "poses_tum.txt", mapped.cameras, "tum")
-    write_cameras(folder / "colmap", mapped.cameras, "colmap", image_size=crop.size)
-    write_sequence(folder / "keyframes", given, frames, mapped, crop)
-    write_ply(folder / "point_map.ply", mapped.point_map)
-    write_map_report(folder / "report.html", given, frames, mapped)
+    write_cameras(folder / "colmap", mapped.cameras, "colmap", image_size=fit.crop.size)
+    write_sequence(folder / "keyframes", given, fit.frames, mapped, fit.crop)
+    surfaces = point_surfaces(mapped.graph, mapped.point_map, config.points_per_cell)
+    write_ply(folder / "point_map.ply", mapped.point_map, surfaces)
+    write_map_report(folder / "report.html", given, fit.frames, mapped)
     for name in ("poses_tum.txt", "colmap", "keyframes", "point_map.ply", "report.html"):
         print(f"{name:14} {folder / name}")
     print(f"a world that starts here: python sample.py configs/tiny.py --sequence {folder / 'keyframes'}")

@@ -15,6 +15,7 @@ prior; damping then keeps it where the start had it. With none fixed and no pose
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,12 @@ class AdjustmentConfig:
     """How to adjust.
 
     Attributes:
-        iterations: Levenberg-Marquardt steps, taken or not.
+        iterations: Levenberg-Marquardt steps, taken or not, for each width of the kernel.
         damping: the first one, relative to the diagonal of the system.
         damping_down, damping_up: its factors after a step that lowered the cost, and after one that did not.
         robust_px: residual at which Cauchy's kernel halves a match's weight; None: least squares.
+        kernel_widths: the kernel is so many times as wide, one after the other: far from the solution good matches look
+            like wrong ones, and a narrow kernel would hold on to the start.
         refine_lens: solve for one shared correction of focal lengths (relative) and centre.
         fit_prior: solve for scale and shift of each frame's depth prior.
     """
@@ -51,12 +54,15 @@ class AdjustmentConfig:
     damping_down: float = 0.1
     damping_up: float = 10.0
     robust_px: float | None = None
+    kernel_widths: tuple[float, ...] = (1.0,)
     refine_lens: bool = False
     fit_prior: bool = False
 
     def __post_init__(self):
         if self.robust_px is not None and self.robust_px <= 0:
             raise InputError(f"robust_px is {self.robust_px}; it is a residual in pixels, above 0, or None")
+        if not self.kernel_widths or min(self.kernel_widths) <= 0:
+            raise InputError(f"kernel_widths are {self.kernel_widths}; expected factors above 0, one at least")
         if not 0 < self.damping_down <= 1 <= self.damping_up:
             raise InputError(
                 f"damping_down {self.damping_down} and damping_up {self.damping_up}; expected 0 < down <= 1 <= up"
@@ -74,7 +80,7 @@ class Solution:
 
     Attributes:
         variables: as good as found.
-        costs: [iterations + 1], never rising.
+        costs: [iterations + 1] with the last width of the kernel, never rising.
         depth_information: [v, h, w] of each inverse depth with the poses known: curvature of the cost (matches and
             prior); 0 where nothing speaks of a pixel.
     """
@@ -94,23 +100,29 @@ def adjust(matches: Matches, priors: Priors, start: Variables, config: Adjustmen
     packed = _finite(system.pack(matches, len(start.lens)))
     unknowns = config.unknowns
 
-    def iterate(carry, _):
+    def iterate(robust_px, carry, _):
         variables, cost, damping = carry
-        systems = system.build(variables, priors, packed, unknowns, config.robust_px)
+        systems = system.build(variables, priors, packed, unknowns, robust_px)
         reduced = system.reduce(systems, damping, priors.fixed, unknowns)
         candidate = retract(variables, system.solve(systems, reduced, unknowns))
-        new_cost = total_cost(candidate, priors, packed, config)
+        new_cost = _cost(candidate, priors, packed, unknowns, robust_px)
         better = new_cost <= cost  # False for NaN
         variables = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, variables)
         damping = damping * jnp.where(better, config.damping_down, config.damping_up)
         cost = jnp.where(better, new_cost, cost)
         return (variables, cost, jnp.clip(damping, _MIN_DAMPING, _MAX_DAMPING)), cost
 
-    cost = total_cost(start, priors, packed, config)
-    first = (start, cost, jnp.float32(config.damping))
-    (variables, _, _), costs = lax.scan(iterate, first, None, length=config.iterations)
+    def descend(variables, width):
+        robust_px = None if config.robust_px is None else config.robust_px * width
+        cost = _cost(variables, priors, packed, unknowns, robust_px)
+        first = (variables, cost, jnp.float32(config.damping))
+        (variables, _, _), costs = lax.scan(partial(iterate, robust_px), first, None, length=config.iterations)
+        return variables, jnp.concatenate([cost[None], costs])
+
+    # Widths are traced: one program, however many there are.
+    variables, costs = lax.scan(descend, start, jnp.array(config.kernel_widths, jnp.float32))
     information = system.build(variables, priors, packed, Unknowns(), config.robust_px).depth
-    return Solution(variables, jnp.concatenate([cost[None], costs]), information.reshape(variables.inverse_depth.shape))
+    return Solution(variables, costs[-1], information.reshape(variables.inverse_depth.shape))
 
 
 def retract(variables: Variables, step: Step) -> Variables:
@@ -130,6 +142,26 @@ def total_cost(
     variables: Variables, priors: Priors, packed: PackedMatches, config: AdjustmentConfig
 ) -> Float[Array, ""]:
     """What is minimised. A matched point behind its target camera costs as much as one that is far off."""
+    return _cost(variables, priors, packed, config.unknowns, config.robust_px)
+
+
+def _cost(variables: Variables, priors: Priors, packed: PackedMatches, unknowns: Unknowns, robust_px) -> Array:
+    num_frames, _, _, n = packed.pixels.shape
+    cost = (packed.weights * system.robust_square(_residuals(variables, packed), robust_px)).sum()
+    depth, fit = variables.inverse_depth.reshape(num_frames, n), variables.prior_fit
+    expected = fit[:, :1] * priors.inverse_depth.reshape(num_frames, n) + fit[:, 1:]
+    cost += (priors.depth_information.reshape(num_frames, n) * jnp.square(expected - depth)).sum()
+    cost += (priors.pose_information * jnp.square(system.pose_residual(variables.poses, priors.poses))).sum()
+    if unknowns.prior_fit:
+        cost += (priors.fit_information * jnp.square(fit - jnp.array([1.0, 0.0]))).sum()
+    if unknowns.lens:
+        away = system.lens_residual(variables.lens[0], priors.lens[0])
+        cost += (priors.lens_information * jnp.square(away)).sum()
+    return cost
+
+
+def _residuals(variables: Variables, packed: PackedMatches) -> Float[Array, "v d 2 n"]:
+    """Matches less predictions, in pixels."""
     num_frames, _, _, n = packed.pixels.shape
     height, width = variables.inverse_depth.shape[1:]
     pixels = pixel_grid(height, width)
@@ -138,25 +170,13 @@ def total_cost(
         predicted, ratio, _, _ = warp(relative, inverse_depth, lens_i, lens_j, pixels)
         return jnp.where(ratio > 0, match - predicted, _LOST_SHARE * width)
 
-    depth = variables.inverse_depth.reshape(num_frames, n)
-    residual = jax.vmap(jax.vmap(edge, (0, None, None, 0, 0)))(
+    return jax.vmap(jax.vmap(edge, (0, None, None, 0, 0)))(
         system.relative_poses(variables.poses, packed.target).as_matrix()[..., :3, :],
-        depth,
+        variables.inverse_depth.reshape(num_frames, n),
         variables.lens,
         variables.lens[jnp.minimum(packed.target, num_frames - 1)],
         packed.pixels,
     )
-    cost = (packed.weights * system.robust_square(residual, config.robust_px)).sum()
-    fit = variables.prior_fit
-    expected = fit[:, :1] * priors.inverse_depth.reshape(num_frames, n) + fit[:, 1:]
-    cost += (priors.depth_information.reshape(num_frames, n) * jnp.square(expected - depth)).sum()
-    cost += (priors.pose_information * jnp.square(system.pose_residual(variables.poses, priors.poses))).sum()
-    if config.fit_prior:
-        cost += (priors.fit_information * jnp.square(fit - jnp.array([1.0, 0.0]))).sum()
-    if config.refine_lens:
-        away = system.lens_residual(variables.lens[0], priors.lens[0])
-        cost += (priors.lens_information * jnp.square(away)).sum()
-    return cost
 
 
 def depth_variance(
@@ -181,6 +201,33 @@ def depth_variance(
     from_poses = jnp.maximum((seen * systems.coupling).sum(1), 0.0)
     variance = reduced.per_depth + jnp.square(reduced.per_depth) * from_poses
     return jnp.where(reduced.per_depth > 0, variance, jnp.inf).reshape(variables.inverse_depth.shape)
+
+
+def variance_factor(
+    matches: Matches, priors: Priors, variables: Variables, config: AdjustmentConfig
+) -> Float[Array, ""]:
+    """By how much squared residuals at the solution exceed what the weights say: the a posteriori variance factor.
+
+    The mean of w r^2, which is 1 if weights are 1 / px^2 of real noise, corrected for what the unknowns take up (one
+    depth a pixel, six numbers a pose). Each match counts by its factor under the robust kernel: wrong ones do not. 1
+    where nothing is matched.
+    """
+    packed = _finite(system.pack(matches, len(variables.lens)))
+    residual = _residuals(variables, packed)
+    matched = packed.weights > 0
+    counts = jnp.where(matched, system.robust_factor(residual, config.robust_px), 0.0)
+    square = (packed.weights * counts * jnp.square(residual)).sum() / jnp.maximum(counts.sum(), 1.0)
+    observations = matched.sum()
+    unknowns = matched.any((1, 2)).sum() + 6 * (~priors.fixed).sum()
+    return jnp.where(observations > unknowns, square * observations / jnp.maximum(observations - unknowns, 1), 1.0)
+
+
+def calibrated_variance(
+    matches: Matches, priors: Priors, variables: Variables, config: AdjustmentConfig
+) -> tuple[Float[Array, "v h w"], Float[Array, ""]]:
+    """`depth_variance` times `variance_factor`, and that factor: what the matches themselves say of their noise."""
+    factor = variance_factor(matches, priors, variables, config)
+    return factor * depth_variance(matches, priors, variables, config), factor
 
 
 def _finite(packed: PackedMatches) -> PackedMatches:

@@ -28,7 +28,9 @@ class KeyframeGraph:
         frames: [k] int32 number of the frame in its sequence; -1 in an empty slot.
         images: [k, h, w, 3] uint8.
         variables: poses, inverse depth [k, gh, gw], lens.
+        variance: [k, gh, gw] of inverse depth, by the last adjustment; infinite before any.
         sensor: [k, gh, gw] given depth, 0 where none.
+        static: [k, gh, gw] bool, False where something is known to move.
         pairs: [p, 2] int32 slots of two keyframes; -1, -1 in an empty slot.
         pixels, weights: [p, 2, gh, gw, 2] matches in both directions, weights 0..1.
     """
@@ -36,7 +38,9 @@ class KeyframeGraph:
     frames: Array
     images: Array
     variables: Variables
+    variance: Array
     sensor: Array
+    static: Array
     pairs: Array
     pixels: Array
     weights: Array
@@ -55,7 +59,9 @@ def empty_graph(keyframes: int, pairs: int, size: tuple[int, int], grid: tuple[i
         frames=jnp.full(keyframes, -1, jnp.int32),
         images=jnp.zeros((keyframes, *size, 3), jnp.uint8),
         variables=Variables.start(cameras, jnp.full((keyframes, *grid), 0.5)),
+        variance=jnp.full((keyframes, *grid), jnp.inf),
         sensor=jnp.zeros((keyframes, *grid)),
+        static=jnp.ones((keyframes, *grid), bool),
         pairs=jnp.full((pairs, 2), -1, jnp.int32),
         pixels=jnp.zeros((pairs, 2, *grid, 2)),
         weights=jnp.zeros((pairs, 2, *grid, 2)),
@@ -70,6 +76,7 @@ def add_keyframe(
     inverse_depth: Array,
     lens: Array,
     sensor: Array,
+    static: Bool[Array, "h w"],
 ) -> KeyframeGraph:
     """The graph with one keyframe more, in the slot after the last; when full, `evict` first."""
     at, kept = graph.count, graph.variables
@@ -84,18 +91,23 @@ def add_keyframe(
         frames=graph.frames.at[at].set(frame),
         images=graph.images.at[at].set(image),
         variables=variables,
+        variance=graph.variance.at[at].set(jnp.inf),
         sensor=graph.sensor.at[at].set(sensor),
+        static=graph.static.at[at].set(static),
     )
 
 
 def add_pairs(graph: KeyframeGraph, pairs: Int[Array, "q 2"], pixels: Array, weights: Array) -> KeyframeGraph:
-    """The graph with more matched pairs; empty slots are filled first, then the pairs that weigh least are lost.
-
-    Given pairs with a negative slot are left out.
+    """The graph with more matched pairs: in their own slots if they are there, else in empty ones, else in place of the
+    pairs that weigh least. Given pairs with a negative slot are left out.
     """
+    size = len(graph.pairs)
+    same = (graph.pairs == pairs[:, None]).all(-1) & (pairs[:, :1] >= 0)  # [q, p]
     strength = jnp.where(graph.pairs[:, 0] >= 0, graph.weights.sum((1, 2, 3, 4)), -1.0)
-    given = pairs[:, 0] >= 0
-    at = jnp.where(given, jnp.argsort(strength)[jnp.cumsum(given) - 1], len(strength))
+    order = jnp.argsort(jnp.where(same.any(0), jnp.inf, strength))
+    known = same.any(1)
+    fresh = (pairs[:, 0] >= 0) & ~known
+    at = jnp.where(known, same.argmax(1), jnp.where(fresh, order[jnp.cumsum(fresh) - 1], size))
     return dataclasses.replace(
         graph,
         pairs=graph.pairs.at[at].set(pairs, mode="drop"),
@@ -109,8 +121,8 @@ def remove_keyframe(graph: KeyframeGraph, slot: Int[Array, ""] | int) -> Keyfram
     size = len(graph.frames)
     order = jnp.arange(size)
     order = jnp.where(order >= slot, jnp.minimum(order + 1, size - 1), order)
-    per_frame = {"frames": graph.frames, "images": graph.images, "variables": graph.variables, "sensor": graph.sensor}
-    moved = jax.tree.map(lambda leaf: leaf[order], per_frame)
+    names = ("frames", "images", "variables", "variance", "sensor", "static")
+    moved = jax.tree.map(lambda leaf: leaf[order], {name: getattr(graph, name) for name in names})
     moved["frames"] = moved["frames"].at[-1].set(-1)
     gone = (graph.pairs == slot).any(1, keepdims=True)
     pairs = jnp.where(gone, -1, graph.pairs - (graph.pairs > slot))

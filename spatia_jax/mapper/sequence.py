@@ -11,7 +11,7 @@ import numpy as np
 
 from spatia_jax.cameras import Cameras, read_cameras
 from spatia_jax.errors import InputError
-from spatia_jax.io.images import read_depth, read_image
+from spatia_jax.io.images import read_depth, read_image, read_mask
 from spatia_jax.io.video import read_video
 
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -28,12 +28,14 @@ class Sequence:
         frames: [t, h, w, 3] uint8.
         cameras: Cameras [t] that came with them, or None.
         depth: [t, h, w] metres, 0 where unknown, or None.
+        moving: [t, h, w] bool, where something moves, or None.
     """
 
     names: list[str]
     frames: np.ndarray
     cameras: Cameras | None
     depth: np.ndarray | None
+    moving: np.ndarray | None = None
 
     def __getitem__(self, chosen: np.ndarray) -> Sequence:
         """The frames with these numbers."""
@@ -42,19 +44,25 @@ class Sequence:
             self.frames[chosen],
             None if self.cameras is None else self.cameras[jnp.asarray(chosen)],
             None if self.depth is None else self.depth[chosen],
+            None if self.moving is None else self.moving[chosen],
         )
 
 
-def read_sequence(path: Path, *, poses: Path | None = None, intrinsics: Path | None = None) -> Sequence:
+def read_sequence(
+    path: Path, *, poses: Path | None = None, intrinsics: Path | None = None, masks: Path | None = None
+) -> Sequence:
     """A folder of frames (7-Scenes layout, or any images whose names end in numbers) or a video.
 
     Args:
         poses: a camera file or folder (see `cameras.formats`); by default what lies in the folder itself, if anything.
         intrinsics: normalised fx fy cx cy, for poses without them.
+        masks: a folder with name.mask.png or name.png, brighter than half where something moves, for every frame
+            name.*.
 
     Raises:
         InputError: nothing to read, frames of different sizes, fewer than two, a number of poses other than of frames,
-            names that do not say the order, a video that is a still, or depth without a single reading.
+            names that do not say the order, a video that is a still, a frame without a mask, or depth without a single
+            reading.
     """
     path = Path(path)
     if path.is_dir():
@@ -76,7 +84,8 @@ def read_sequence(path: Path, *, poses: Path | None = None, intrinsics: Path | N
         raise InputError(
             f"{poses or path}: {len(cameras)} poses for {len(frames)} frames; expected one each (or give other --poses)"
         )
-    return Sequence(names, frames, cameras, _read_depths(files, size))
+    moving = None if masks is None else _read_masks(Path(masks), names, size)
+    return Sequence(names, frames, cameras, _read_depths(files, size), moving)
 
 
 def _ordered_images(folder: Path) -> list[Path]:
@@ -131,6 +140,18 @@ def _read_depths(files: list[Path], size: tuple[int, int]) -> np.ndarray | None:
         assert file is not None
         depths.append(read_depth(file, size))
     return np.stack(depths)
+
+
+def _read_masks(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
+    masks = []
+    for name in names:
+        stem = name.split(".")[0]
+        candidates = [folder / f"{stem}.mask.png", folder / f"{stem}.png"]
+        file = next((file for file in candidates if file.is_file()), None)
+        if file is None:
+            raise InputError(f"{folder}: no mask of {name}; expected {candidates[0].name} or {candidates[1].name}")
+        masks.append(read_mask(file, size)[0])
+    return np.stack(masks)
 
 
 def _depth_file(image: Path) -> Path | None:

@@ -9,22 +9,23 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import jaxlie
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from spatia_jax import memory
 from spatia_jax.errors import InputError
 from spatia_jax.mapper import filters
 from spatia_jax.mapper import keyframes as graphs
-from spatia_jax.mapper.bundle_adjustment import AdjustmentConfig, adjust
+from spatia_jax.mapper.bundle_adjustment import AdjustmentConfig, adjust, calibrated_variance
 from spatia_jax.mapper.keyframes import KeyframeGraph
 from spatia_jax.mapper.matching import Matcher, PatchMatcher
 from spatia_jax.mapper.problem import Priors, Variables
 from spatia_jax.mapper.reprojection import pixel_grid, warp
-from spatia_jax.mapper.window import as_edges, reproject, widened
+from spatia_jax.mapper.window import among_static, as_edges, reproject
 from spatia_jax.memory.point_map import PointMap
 from spatia_jax.pyramid import pull_push
 
 _NEIGHBORS = (-2, -1, 1, 2)  # keyframes that are asked to confirm a depth
+_ROWS = 48  # of the grid to whose pixels tolerances refer
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class StreamConfig:
 
     Attributes:
         rows: of the grid that is matched.
-        matcher: the front end.
-        adjustment: of the window at every keyframe, and of all keyframes when a loop closes.
-        match_sigma_px: of a match of weight 1, in pixels of the grid.
+        matcher: the front end; far_matcher: the same for loops, which begins further away from the answer.
+        adjustment: of the window at every keyframe, and of all keyframes when a loop closes; its kernel is in pixels of
+            a grid of 48 rows.
+        match_sigma_px: of a match of weight 1, in pixels of a grid of 48 rows.
         keyframes, pairs: capacities.
         window: keyframes that are adjusted for each new one; the first two of them hold the gauge.
-        radius: how many keyframes before a new one it is matched with.
+        offsets: how many keyframes back those lie that a new one is matched with.
         keyframe_flow: mean motion, as a share of the width, from which on a frame becomes a keyframe.
         loops: old keyframes, at most, that a new one is matched with.
         loop_gap: keyframes by which a loop goes back at least.
@@ -48,18 +50,20 @@ class StreamConfig:
         agreements: neighbours that have to confirm a depth before it becomes a point.
         view_tolerance: relative depth within which they do.
         sensor_sigma: relative error of given depth.
-        least_matched: summed weight of its matches that a pixel needs to become a point.
+        depth_sigma: relative error of depth that the adjustment may expect of a point.
+        points_per_cell: along each side; depth between the middles of cells is interpolated.
         voxel_size, capacity: of the point map.
     """
 
     rows: int = 24
     matcher: Matcher = PatchMatcher()
+    far_matcher: Matcher = PatchMatcher(restart_levels=4)
     adjustment: AdjustmentConfig = AdjustmentConfig(iterations=8, damping=1e-3, robust_px=0.15)
     match_sigma_px: float = 0.05
     keyframes: int = 128
-    pairs: int = 640
-    window: int = 8
-    radius: int = 3
+    pairs: int = 768
+    window: int = 10
+    offsets: tuple[int, ...] = (1, 2, 3, 5)
     keyframe_flow: float = 0.015
     loops: int = 2
     loop_gap: int = 12
@@ -69,39 +73,55 @@ class StreamConfig:
     agreements: int = 2
     view_tolerance: float = 0.05
     sensor_sigma: float = 0.02
-    least_matched: float = 0.5
+    depth_sigma: float = 0.1
+    points_per_cell: int = 2
     voxel_size: float = 0.02
     capacity: int = 2**18
 
     def __post_init__(self):
-        if not 2 <= self.radius + 1 <= self.window <= self.keyframes:
+        if not 1 <= min(self.offsets) <= max(self.offsets) < self.window <= self.keyframes:
             raise InputError(
-                f"radius {self.radius}, window {self.window}, keyframes {self.keyframes}: expected "
-                "1 <= radius < window <= keyframes"
+                f"offsets {self.offsets}, window {self.window}, keyframes {self.keyframes}: expected "
+                "1 <= offsets < window <= keyframes"
             )
 
     @property
+    def sigma_px(self) -> float:
+        """`match_sigma_px` in pixels of the grid itself."""
+        return self.match_sigma_px * self.rows / _ROWS
+
+    @property
     def degree(self) -> int:
-        """Edges that leave one keyframe, at most, in the adjustment of all."""
-        return 2 * self.radius + 2 * self.loops
+        """Pairs that one keyframe is in, at most: with those around it, and as the newer and the older end of loops."""
+        return 2 * len(self.offsets) + 3 * self.loops
+
+    def kernel(self, *widths: float) -> AdjustmentConfig:
+        """The adjustment with a kernel so many times as wide, in pixels of the grid itself."""
+        robust_px = self.adjustment.robust_px and self.adjustment.robust_px * self.rows / _ROWS
+        return dataclasses.replace(self.adjustment, robust_px=robust_px, kernel_widths=widths)
 
 
 add = jax.jit(graphs.add_keyframe)
+add_pairs = jax.jit(graphs.add_pairs)
 evict = jax.jit(graphs.evict, static_argnums=1)
 overlap = jax.jit(graphs.overlap)
 move_points = jax.jit(graphs.move_points)
+depth_variance = jax.jit(calibrated_variance, static_argnums=3)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def match_new(config: StreamConfig, grid: tuple[int, int], before: Array, image: Array):
-    """Matches of the last keyframes with a new frame, and the mean motion to the last one as a share of the width."""
-    images = jnp.concatenate([before, image[None]]).astype(jnp.float32) / 255
-    pairs = jnp.stack([jnp.arange(config.radius), jnp.full(config.radius, config.radius)], axis=1)
-    pixels, weights = config.matcher(images, pairs, grid)
+def match_new(config: StreamConfig, grid: tuple[int, int], graph: KeyframeGraph, slot, image: Array, static: Array):
+    """Matches of a keyframe with a new frame, searched without knowing where: pixels and weights [h, w, 2], and their
+    mean length as a share of the width."""
+    images = jnp.stack([graph.images[slot], image]).astype(jnp.float32) / 255
+    pair = jnp.array([[0, 1]])
+    pixels, weights = config.matcher(images, pair, grid)
+    weights = among_static(weights, pixels, pair, jnp.stack([graph.static[slot], static]))[0, 0]
     columns, rows = jnp.meshgrid(jnp.arange(grid[1]), jnp.arange(grid[0]))
-    moved = jnp.linalg.norm(pixels[-1, 0] - jnp.stack([columns, rows], -1) + 1e-9, axis=-1)
-    weight = weights[-1, 0].mean(-1)
-    return pixels, weights, jnp.where(weight.sum() > 0, (moved * weight).sum() / weight.sum(), grid[1]) / grid[1]
+    moved = jnp.linalg.norm(pixels[0, 0] - jnp.stack([columns, rows], -1) + 1e-9, axis=-1)
+    weight = weights.mean(-1)
+    length = jnp.where(weight.sum() > 0, (moved * weight).sum() / weight.sum(), grid[1]) / grid[1]
+    return pixels[0, 0], weights, length
 
 
 @partial(jax.jit, static_argnums=0)
@@ -114,12 +134,8 @@ def track(config: StreamConfig, graph: KeyframeGraph, slot, guess, pixels, weigh
     priors = Priors.none(start, 1).with_depth(1 / both, 0.01)
     pair = jnp.array([[0, 1]])
     nothing = jnp.zeros_like(weights)
-    matches = as_edges(
-        pair, jnp.stack([pixels, pixels])[None], jnp.stack([weights, nothing])[None], 1, config.match_sigma_px
-    )
-    for width in (10.0, 1.0):
-        start = adjust(matches, priors, start, widened(config.adjustment, width)).variables
-    return start.poses.wxyz_xyz[1]
+    matches = as_edges(pair, jnp.stack([pixels, pixels])[None], jnp.stack([weights, nothing])[None], 1, config.sigma_px)
+    return adjust(matches, priors, start, config.kernel(10.0, 1.0)).variables.poses.wxyz_xyz[1]
 
 
 @jax.jit
@@ -142,79 +158,89 @@ def carried_depth(graph: KeyframeGraph, slot, pose: Float[Array, " 7"], lens: Fl
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def match_loops(config: StreamConfig, grid: tuple[int, int], graph: KeyframeGraph, pairs: Array):
-    """Matches with old keyframes, searched around where the map says they are."""
+def match_pairs(matcher: Matcher, grid: tuple[int, int], graph: KeyframeGraph, pairs: Array):
+    """Matches of keyframes, searched around where the map says they are; none for pairs of negative slots."""
     held = jnp.maximum(pairs, 0)
     images = graph.images[held.ravel()].astype(jnp.float32) / 255
     local = jnp.arange(2 * len(pairs)).reshape(-1, 2)
-    pixels, weights = config.matcher(images, local, grid, reproject(graph.variables, held))
+    pixels, weights = matcher(images, local, grid, reproject(graph.variables, held))
+    weights = among_static(weights, pixels, held, graph.static)
     return pixels, jnp.where(pairs[:, :1, None, None, None] >= 0, weights, 0.0)
 
 
-def _priors(config: StreamConfig, graph: KeyframeGraph, variables: Variables, sensor: Array, fixed: Array) -> Priors:
-    middle = jnp.median(variables.inverse_depth, axis=(1, 2), keepdims=True)
+def _adjusted(config: StreamConfig, widths, matches, start: Variables, sensor: Array, fixed: Array):
+    """Variables and the variance of their inverse depth, which the matches bear out."""
+    middle = jnp.median(start.inverse_depth, axis=(1, 2), keepdims=True)
     depth = jnp.where(sensor > 0, sensor, 1 / middle)
     sigma = jnp.where(sensor > 0, config.sensor_sigma, 1.0)
-    return dataclasses.replace(Priors.none(variables, 0).with_depth(depth, sigma), fixed=fixed)
+    priors = dataclasses.replace(Priors.none(start, 0).with_depth(depth, sigma), fixed=fixed)
+    found = adjust(matches, priors, start, config.kernel(*widths)).variables
+    return found, calibrated_variance(matches, priors, found, config.kernel(1.0))[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def adjust_window(config: StreamConfig, graph: KeyframeGraph, first: Array) -> KeyframeGraph:
+def adjust_window(config: StreamConfig, graph: KeyframeGraph, first: Int[Array, ""] | int) -> KeyframeGraph:
     """The keyframes from slot `first` on, as many as the window holds; the first two stay."""
     slots = first + jnp.arange(config.window)
-    inside = (graph.pairs >= first).all(1)
-    chosen = jnp.nonzero(inside, size=config.window * (config.radius + config.loops), fill_value=len(inside))[0]
+    apart = jnp.abs(graph.pairs[:, 1] - graph.pairs[:, 0])
+    inside = (graph.pairs >= first).all(1) & (apart <= max(config.offsets))  # no loops
+    chosen = jnp.nonzero(inside, size=config.window * len(config.offsets), fill_value=len(inside))[0]
     pairs = graph.pairs.at[chosen].get(mode="fill", fill_value=-1) - first
     pixels, weights = (a.at[chosen].get(mode="fill", fill_value=0.0) for a in (graph.pixels, graph.weights))
     start = jax.tree.map(lambda leaf: leaf[slots], graph.variables)
-    priors = _priors(config, graph, start, graph.sensor[slots], jnp.arange(config.window) < 2)
-    matches = as_edges(pairs, pixels, weights, 2 * config.radius, config.match_sigma_px)
-    for width in (3.0, 1.0):
-        start = adjust(matches, priors, start, widened(config.adjustment, width)).variables
-    variables = jax.tree.map(lambda old, new: old.at[slots].set(new), graph.variables, start)
-    return dataclasses.replace(graph, variables=variables)
+    matches = as_edges(pairs, pixels, weights, 2 * len(config.offsets), config.sigma_px)
+    fixed = jnp.arange(config.window) < 2
+    found = _adjusted(config, (3.0, 1.0), matches, start, graph.sensor[slots], fixed)
+    old = (graph.variables, graph.variance)
+    variables, variance = jax.tree.map(lambda old, new: old.at[slots].set(new), old, found)
+    return dataclasses.replace(graph, variables=variables, variance=variance)
 
 
-@partial(jax.jit, static_argnums=0)
-def adjust_all(config: StreamConfig, graph: KeyframeGraph) -> KeyframeGraph:
-    """All keyframes by all pairs; the first pose stays, and with it the scale by damping."""
-    fixed = (jnp.arange(len(graph.frames)) == 0) | (graph.frames < 0)
-    priors = _priors(config, graph, graph.variables, graph.sensor, fixed)
-    pairs = jnp.where(graph.pairs >= 0, graph.pairs, len(graph.frames))
-    matches = as_edges(pairs, graph.pixels, graph.weights, config.degree, config.match_sigma_px)
-    variables = graph.variables
-    for width in (10.0, 3.0, 1.0):
-        variables = adjust(matches, priors, variables, widened(config.adjustment, width)).variables
-    return dataclasses.replace(graph, variables=variables)
+@partial(jax.jit, static_argnums=(0, 1))
+def adjust_all(config: StreamConfig, count: int, graph: KeyframeGraph) -> KeyframeGraph:
+    """The first `count` keyframes by all pairs; the first pose stays, and with it the scale by damping."""
+    start = jax.tree.map(lambda leaf: leaf[:count], graph.variables)
+    fixed = (jnp.arange(count) == 0) | (graph.frames[:count] < 0)
+    matches = as_edges(graph.pairs, graph.pixels, graph.weights, config.degree, config.sigma_px)
+    found = _adjusted(config, (10.0, 3.0, 1.0), matches, start, graph.sensor[:count], fixed)
+    old = (graph.variables, graph.variance)
+    variables, variance = jax.tree.map(lambda old, new: old.at[:count].set(new), old, found)
+    return dataclasses.replace(graph, variables=variables, variance=variance)
 
 
 @partial(jax.jit, static_argnums=0)
 def confirmed(config: StreamConfig, graph: KeyframeGraph, slot) -> tuple[Array, Array]:
-    """Pixels [h, w] of a keyframe that enough neighbours confirm, and the share of neighbours that do."""
+    """Pixels [h, w] of a keyframe that enough neighbours confirm, and the relative variance of their depth."""
     reach = max(_NEIGHBORS)
     wanted = slot + jnp.arange(-reach, reach + 1)
     slots = jnp.clip(wanted, 0, len(graph.frames) - 1)
     around = jax.tree.map(lambda leaf: leaf[slots], graph.variables)
     depth = 1 / around.inverse_depth
     held = (graph.frames[slots] >= 0) & (slots == wanted)
-    valid = held[:, None, None] & ~filters.depth_edges(depth, 0.1)
-    agreements, inside = filters.view_agreement(depth, valid, around.cameras(), _NEIGHBORS, config.view_tolerance)
-    # What nothing was matched with kept the depth that it was given at the start, and neighbours may share that.
-    mine = (graph.pairs == slot)[..., None, None]
-    matched = jnp.where(mine, graph.weights.mean(-1), 0.0).sum((0, 1))
-    sure = valid[reach] & (agreements[reach] >= config.agreements) & (matched > config.least_matched)
-    return sure, agreements[reach] / jnp.maximum(inside[reach], 1)
+    valid = held[:, None, None] & ~filters.depth_edges(depth, 0.1) & graph.static[slots]
+    agreements, _ = filters.view_agreement(depth, valid, around.cameras(), _NEIGHBORS, config.view_tolerance)
+    # Where nothing was matched depth is what it was at the start, and neighbours may share that: its variance tells.
+    relative = graph.variance[slot] * jnp.square(depth[reach])
+    sure = valid[reach] & (agreements[reach] >= config.agreements) & (relative < config.depth_sigma**2)
+    return sure, relative
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def insert_points(config: StreamConfig, grid: tuple[int, int], point_map: PointMap, graph: KeyframeGraph, slot):
-    """The point map with the confirmed pixels of a keyframe."""
-    sure, share = confirmed(config, graph, slot)
-    depth = 1 / graph.variables.inverse_depth[slot]
-    image = jax.image.resize(graph.images[slot].astype(jnp.float32) / 255, (*grid, 3), "linear")
-    positions = graph.variables.cameras()[slot].unproject(depth).reshape(-1, 3)
-    weights = (share / jnp.square(depth)).ravel()
+    """The point map with the confirmed pixels of a keyframe, each weighing by its variance.
+
+    A point as uncertain in depth as a voxel is large weighs 1.
+    """
+    sure, relative = confirmed(config, graph, slot)
+    finer = (grid[0] * config.points_per_cell, grid[1] * config.points_per_cell)
+    images = (graph.variables.inverse_depth[slot], jnp.where(sure, relative, 1.0))
+    inverse_depth, relative = (jax.image.resize(image, finer, "linear") for image in images)
+    # Between two cells the surface is only known if both are.
+    sure = jax.image.resize(sure.astype(jnp.float32), finer, "linear") > 0.99
+    image = jax.image.resize(graph.images[slot].astype(jnp.float32) / 255, (*finer, 3), "linear")
+    positions = graph.variables.cameras()[slot].unproject(1 / inverse_depth).reshape(-1, 3)
+    weights = jnp.square(config.voxel_size * inverse_depth) / relative
     return memory.insert(
-        point_map, positions, image.reshape(-1, 3), weights, sure.ravel(), provenance=memory.OBSERVED,
-        voxel_size=config.voxel_size, keyframes=jnp.full(weights.shape, graph.frames[slot]),
+        point_map, positions, image.reshape(-1, 3), weights.ravel(), sure.ravel(), provenance=memory.OBSERVED,
+        voxel_size=config.voxel_size, keyframes=jnp.full(sure.size, graph.frames[slot]),
     )  # fmt: skip

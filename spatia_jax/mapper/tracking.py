@@ -129,15 +129,25 @@ def track(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Vi
         keyframes: with the depth that they are thought to have, in the map's scale, and cameras to start from.
         rendering: the map in the cameras of the keyframes; colours premultiplied by coverage.
     """
+    return adjust_views(config, match_views(config, anchor, keyframes, rendering), anchor, keyframes, rendering)
+
+
+def match_views(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Views) -> Matches:
+    """Matches of all pairs, where both show something; arguments as of `track`."""
     k, (height, width) = len(keyframes.depth), keyframes.depth.shape[1:]
-    cameras = Cameras.concatenate([anchor.cameras, keyframes.cameras, rendering.cameras])
     filled = fill_holes(rendering.frames, rendering.coverage)
     frames = jnp.concatenate([anchor.frames, keyframes.frames, filled])
     whole = _box(rendering.coverage, _WINDOW) > _WHOLE
     known = jnp.concatenate([jnp.ones((1 + k, height, width), bool), whole])
     grid = (height // config.stride, width // config.stride)
-    matches = _match(config, frames, _middle(known.astype(jnp.float32), grid) > 0.5, pairs(k), grid)
+    return _match(config, frames, _middle(known.astype(jnp.float32), grid) > 0.5, pairs(k), grid)
 
+
+def adjust_views(config: TrackingConfig, matches: Matches, anchor: Views, keyframes: Views, rendering: Views) -> Track:
+    """Poses and depth of the keyframes from matches; arguments as of `track`."""
+    k, (height, width) = len(keyframes.depth), keyframes.depth.shape[1:]
+    grid = (height // config.stride, width // config.stride)
+    cameras = Cameras.concatenate([anchor.cameras, keyframes.cameras, rendering.cameras])
     inverse = jnp.concatenate(
         [jnp.where(view.depth > 0, 1 / view.depth, 0.0) for view in (anchor, keyframes, rendering)]
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from spatia_jax.errors import InputError
 from spatia_jax.mapper.bundle_adjustment import AdjustmentConfig, Solution, adjust
@@ -26,8 +26,7 @@ class WindowConfig:
         matcher: the front end.
         adjustment: each round's.
         rounds: of matching and adjusting; from the second on the search starts at the reprojection.
-        kernel_widths: the first round adjusts once for each of them, with a robust kernel that many times as wide: far
-            from the solution good matches look like wrong ones, and a narrow kernel would hold on to the start.
+        kernel_widths: of the first round.
         match_sigma_px: standard deviation of a match of weight 1, in pixels of the grid; it gives matches their
             strength against the priors.
     """
@@ -80,6 +79,21 @@ def as_edges(
     )
 
 
+def among_static(
+    weights: Float[Array, "p 2 h w 2"],
+    pixels: Float[Array, "p 2 h w 2"],
+    pairs: Int[Array, "p 2"],
+    static: Bool[Array, "v h w"],
+) -> Float[Array, "p 2 h w 2"]:
+    """Weights of matches, 0 where one of their ends is known to move."""
+    height, width = static.shape[1:]
+    ends, others = pairs, pairs[:, ::-1]  # [p, 2]: of both directions
+    landed = jnp.round(pixels).astype(jnp.int32)
+    column, row = jnp.clip(landed[..., 0], 0, width - 1), jnp.clip(landed[..., 1], 0, height - 1)
+    there = static[others[:, :, None, None], row, column]
+    return jnp.where((static[ends] & there)[..., None], weights, 0.0)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Window:
@@ -95,37 +109,34 @@ def map_window(
     pairs: Int[np.ndarray, "p 2"],
     start: Variables,
     priors: Priors,
+    static: Bool[Array, "v h w"] | None = None,
 ) -> Window:
     """Poses and depth of frames from `start`.
 
     Args:
         images: colours in [0, 1], a whole multiple of the grid of `start.inverse_depth` in size.
         pairs: frames that are matched, in both directions.
+        static: pixels of the grid that are matched at all; by default all of them.
     """
+    if static is None:
+        static = jnp.ones(start.inverse_depth.shape, bool)
     grid = start.inverse_depth.shape[1:]
     degree = max_degree(np.asarray(pairs).ravel(), len(start.lens))
     wanted = jnp.asarray(pairs)
-    window = _round(config, degree, grid, config.kernel_widths, images, wanted, None, start, priors)
+    first = replace(config, adjustment=replace(config.adjustment, kernel_widths=config.kernel_widths))
+    window = _round(first, degree, grid, images, wanted, None, start, priors, static)
     for _ in range(config.rounds - 1):
         found = window.solution.variables
         expected = reproject(found, wanted)
-        window = _round(config, degree, grid, (1.0,), images, wanted, expected, found, priors)
+        window = _round(config, degree, grid, images, wanted, expected, found, priors, static)
     return window
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _round(
-    config: WindowConfig, degree: int, grid: tuple[int, int], widths: tuple[float, ...],
-    images, pairs, expected, start, priors,
-) -> Window:  # fmt: skip
+    config: WindowConfig, degree: int, grid: tuple[int, int], images, pairs, expected, start, priors, static
+) -> Window:
     pixels, weights = config.matcher(images, pairs, grid, expected)
+    weights = among_static(weights, pixels, pairs, static)
     matches = as_edges(pairs, pixels, weights, degree, config.match_sigma_px)
-    for width in widths:
-        solution = adjust(matches, priors, start, widened(config.adjustment, width))
-        start = solution.variables
-    return Window(matches, solution)
-
-
-def widened(config: AdjustmentConfig, factor: float) -> AdjustmentConfig:
-    """The same adjustment with a robust kernel `factor` times as wide."""
-    return replace(config, robust_px=None if config.robust_px is None else factor * config.robust_px)
+    return Window(matches, adjust(matches, priors, start, config.adjustment))

@@ -1,8 +1,9 @@
 """Point maps as PLY files, which CloudCompare, Blender, MeshLab and open3d read.
 
 Written: binary, little endian, one vertex per point: x y z, red green blue (bytes), weight, count, provenance,
-keyframe. Read: binary little endian or text, properties in any order and number, as long as x y z are there. A file
-from elsewhere tells no provenance; its points come in as the user's edits, measured once, grey if uncoloured.
+keyframe, and if known nx ny nz and radius. Read: binary little endian or text, properties in any order and number, as
+long as x y z are there. A file from elsewhere tells no provenance; its points come in as the user's edits, measured
+once, grey if uncoloured.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write
@@ -27,14 +29,23 @@ _VERTEX = np.dtype(
     + [(name, "u1") for name in ("red", "green", "blue")]
     + [("weight", "<f4"), ("count", "<i4"), ("provenance", "<i4"), ("keyframe", "<i4")]
 )
+_SURFACE = [(name, "<f4") for name in ("nx", "ny", "nz", "radius")]
 _PLY_NAMES = {"f4": "float", "u1": "uchar", "i4": "int"}
 _LONGEST_HEADER = 2**16
 
 
-def write_ply(path: str | os.PathLike, point_map: PointMap) -> None:
-    """Write the points of a map (its empty slots not). What was at `path` stays until the new file is complete."""
+def write_ply(
+    path: str | os.PathLike,
+    point_map: PointMap,
+    surfaces: tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]] | None = None,
+) -> None:
+    """Write the points of a map (its empty slots not). What was at `path` stays until the new file is complete.
+
+    Args:
+        surfaces: normals and radii of all slots.
+    """
     valid = np.asarray(point_map.valid)
-    vertices = np.zeros(int(valid.sum()), _VERTEX)
+    vertices = np.zeros(int(valid.sum()), _VERTEX.descr + (_SURFACE if surfaces else []))
     for i, name in enumerate("xyz"):
         vertices[name] = np.asarray(point_map.positions)[valid, i]
     for i, name in enumerate(("red", "green", "blue")):
@@ -43,7 +54,12 @@ def write_ply(path: str | os.PathLike, point_map: PointMap) -> None:
     vertices["count"] = np.asarray(point_map.counts)[valid]
     vertices["provenance"] = np.asarray(point_map.provenance)[valid]
     vertices["keyframe"] = np.asarray(point_map.keyframes)[valid]
-    properties = [f"property {_PLY_NAMES[_VERTEX[name].str[1:]]} {name}" for name in _VERTEX.names or ()]
+    if surfaces:
+        normals, radii = surfaces
+        for i, name in enumerate(("nx", "ny", "nz")):
+            vertices[name] = normals[valid, i]
+        vertices["radius"] = radii[valid]
+    properties = [f"property {_PLY_NAMES[vertices.dtype[name].str[1:]]} {name}" for name in vertices.dtype.names or ()]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *properties, "end_header"]
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(("\n".join(header) + "\n").encode())

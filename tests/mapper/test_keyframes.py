@@ -10,6 +10,8 @@ import numpy as np
 from spatia_jax import memory
 from spatia_jax.cameras import Cameras
 from spatia_jax.mapper import keyframes
+from spatia_jax.mapper.surface import point_surfaces
+from spatia_jax.mapper.window import among_static
 
 GRID = (6, 8)
 add = jax.jit(keyframes.add_keyframe)
@@ -22,8 +24,9 @@ def _graph(places, capacity=5):
     for frame, x in enumerate(places):
         pose = jnp.array([1.0, 0, 0, 0, -x, 0, 0])
         graph = add(
-            graph, 10 + frame, jnp.full((12, 16, 3), frame, jnp.uint8), pose, jnp.full(GRID, 0.5), LENS, jnp.zeros(GRID)
-        )
+            graph, 10 + frame, jnp.full((12, 16, 3), frame, jnp.uint8), pose, jnp.full(GRID, 0.5), LENS,
+            jnp.zeros(GRID), jnp.ones(GRID, bool),
+        )  # fmt: skip
     return graph
 
 
@@ -72,3 +75,35 @@ def test_points_keep_their_place_in_the_view_of_their_keyframe():
     seen_after, depth = after[1].project(corrected.positions[at : at + 1], 10, 10)
     np.testing.assert_allclose(seen_after, seen_before, atol=1e-4)
     np.testing.assert_allclose(depth, 4.0, rtol=1e-5)
+
+
+def test_a_pair_that_is_matched_again_stays_one_pair():
+    graph = _pairs(_graph([0.0, 1, 2]), [(0, 1), (1, 2)], 0.1)
+    graph = _pairs(graph, [(1, 2), (0, 2)], 0.9)
+    assert sorted(map(tuple, np.asarray(graph.pairs).tolist())) == [(-1, -1), (0, 1), (0, 2), (1, 2)]
+    weights = graph.weights[:, 0, 0, 0, 0]
+    at = {tuple(pair): float(weight) for pair, weight in zip(graph.pairs.tolist(), weights, strict=True)}
+    assert at[1, 2] == at[0, 2] == np.float32(0.9)
+
+
+def test_the_surface_of_a_wall_faces_the_camera():
+    """Cells of 2 m / 7 px before the camera; of points of frames that are gone nothing is known."""
+    positions = jnp.array([[0.1, 0.0, 2.0], [1.3, 0.2, 2.0], [0.0, 0.0, 2.0]])
+    point_map = memory.insert(
+        memory.empty(4), positions, positions, jnp.ones(3), jnp.ones(3, bool), provenance=0, voxel_size=0.01,
+        keyframes=jnp.array([10, 11, 99]),
+    )  # fmt: skip
+    normals, radii = point_surfaces(_graph([0.0, 1.0]), point_map, 2)
+    known = np.isin(point_map.keyframes, [10, 11])
+    np.testing.assert_allclose(normals[known], [[0, 0, -1]] * 2, atol=1e-5)
+    np.testing.assert_allclose(radii[known], 2 / 7 / np.pi**0.5 / 2, rtol=1e-4)
+    assert not normals[~known].any()
+    assert not radii[~known].any()
+
+
+def test_what_moves_is_not_matched():
+    static = jnp.ones((2, *GRID), bool).at[1, :, 4:].set(False)
+    columns, rows = np.meshgrid(np.arange(8.0), np.arange(6.0))
+    pixels = jnp.broadcast_to(jnp.asarray(np.stack([columns, rows], -1)), (1, 2, *GRID, 2))
+    weights = among_static(jnp.ones((1, 2, *GRID, 2)), pixels, jnp.array([[0, 1]]), static)
+    np.testing.assert_array_equal(weights[0, :, 0, :, 0], [[1, 1, 1, 1, 0, 0, 0, 0]] * 2)

@@ -90,3 +90,15 @@ def test_a_file_that_is_neither(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match="neither a folder of frames nor a video"):
         read_sequence(tmp_path / "notes.txt")
+
+
+def test_masks_are_found_by_the_names_of_their_frames(tmp_path):
+    _folder(tmp_path / "frames", ["a-1.png", "a-2.png"])
+    for name, bright in (("a-1.mask.png", 255), ("a-2.png", 0)):
+        write_png(tmp_path / "masks" / name, np.full((16, 24), bright, np.uint8))
+    given = read_sequence(tmp_path / "frames", masks=tmp_path / "masks")
+    np.testing.assert_array_equal(given.moving.all((1, 2)), [True, False])
+    assert given[np.array([1])].moving.shape == (1, 16, 24)
+    (tmp_path / "masks" / "a-2.png").unlink()
+    with pytest.raises(InputError, match=r"no mask of a-2.png; expected a-2.mask.png or a-2.png"):
+        read_sequence(tmp_path / "frames", masks=tmp_path / "masks")

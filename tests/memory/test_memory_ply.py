@@ -43,6 +43,23 @@ def test_an_empty_map_survives(tmp_path):
     assert int(read_ply(tmp_path / "map.ply").num_points) == 0
 
 
+def test_normals_and_radii_are_written_where_they_are_known(tmp_path):
+    points = point_map()
+    normals, radii = np.zeros((20, 3), np.float32), np.arange(20, dtype=np.float32)
+    normals[:, 2] = -1
+    write_ply(tmp_path / "map.ply", points, (normals, radii))
+    data = (tmp_path / "map.ply").read_bytes()
+    head, body = data.split(b"end_header\n", 1)
+    assert [line.split()[-1] for line in head.decode().splitlines() if "property" in line][-4:] == [
+        "nx", "ny", "nz", "radius",
+    ]  # fmt: skip
+    valid = np.asarray(points.valid)
+    written = np.frombuffer(body, np.uint8).reshape(valid.sum(), -1)[:, -8:].copy().view("<f4")
+    np.testing.assert_array_equal(written[:, 0], -1)
+    np.testing.assert_array_equal(written[:, 1], radii[valid])
+    assert int(read_ply(tmp_path / "map.ply").num_points) == valid.sum()
+
+
 HEADER = (
     "ply\nformat {} 1.0\ncomment by hand\nelement vertex 2\nproperty double z\nproperty float x\nproperty float y\n"
 )
