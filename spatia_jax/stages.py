@@ -35,6 +35,17 @@ def project(model: Model, world: World, cameras: Cameras) -> Projection:
     return release_quirks.truncated(seen) if config.release_compatible else seen
 
 
+def project_with_source(model: Model, world: World, cameras: Cameras) -> tuple[Projection, Float[Array, "v h w"]]:
+    """The point map as the cameras see it, and how much of it stems from given pictures, premultiplied by coverage."""
+    config, point_map = model.config, world.point_map
+    observed = (point_map.provenance == memory.OBSERVED)[:, None].astype(point_map.colors.dtype)
+    seen = splat.render(
+        point_map.positions, jnp.concatenate([point_map.colors, observed], axis=-1), point_map.valid, cameras,
+        height=config.clip.height, width=config.clip.width, config=config.splat,
+    )  # fmt: skip
+    return dataclasses.replace(seen, color=seen.color[..., :3]), seen.color[..., 3]
+
+
 def retrieve(model: Model, world: World, cameras: Cameras) -> tuple[UInt8[Array, "K h w 3"], Array]:
     """Past frames that saw what the clip will see, and their slots in the bank.
 
@@ -177,26 +188,30 @@ def map_tracking(
     config, tracked = model.config.mapper, model.config.mapper.tracking
     assert tracked is not None
     chosen = keyframes(model, len(frames))
-    start = tracking.moved(request.cameras, world.path_from_map)
-    shown = to_unit(frames[chosen])
-    depth = model.estimate_depth(params, to_signed(frames[chosen]))
-    before = world.history_cameras[-1:]
-    seen = project(model, world, Cameras.concatenate([before, start[chosen]]))
-    behind, seen = (jax.tree.map(lambda leaf, part=part: leaf[part], seen) for part in (slice(1), slice(1, None)))
-    aligned = mapper.update(config, depth, shown, start[chosen], seen.depth, plain_color(seen)).depth
-    track = tracking.track(
-        tracked,
-        tracking.Views(to_unit(world.history[-1:]), behind.depth, before),
-        tracking.Views(shown, aligned, start[chosen]),
-        tracking.Views(seen.color, seen.depth, start[chosen], seen.coverage),
-    )
-    found = track.cameras
+    told = tracking.moved(request.cameras, world.path_from_map)
+    shown, depth = to_unit(frames[chosen]), model.estimate_depth(params, to_signed(frames[chosen]))
+    last = world.history_cameras[-1:]
+    anchor = tracking.Views(to_unit(world.history[-1:]), project(model, world, last).depth, last)
+
+    def aligned_to(seen: Projection, cameras: Cameras) -> Float[Array, "k h w"]:
+        return mapper.update(config, depth, shown, cameras, seen.depth, plain_color(seen)).depth
+
+    def again(_, thought: Cameras) -> Cameras:
+        seen, observed = project_with_source(model, world, thought)
+        return tracking.track(
+            tracked,
+            anchor,
+            tracking.Views(shown, aligned_to(seen, thought), told[chosen]),
+            tracking.Views(seen.color, seen.depth, thought, seen.coverage, observed),
+        ).cameras
+
+    found = jax.lax.fori_loop(0, tracked.rounds, again, told[chosen])
     seen = project(model, world, found)
     moving = request.moving[chosen] | moving_pixels(
-        tracked.motion, shown, aligned, found, plain_color(seen), seen.depth > 0
+        tracked.motion, shown, aligned_to(seen, found), found, plain_color(seen), seen.depth > 0
     )
     mapped = mapper.update(config, depth, shown, found, seen.depth, plain_color(seen), moving, judge_motion=False)
-    return mapped, tracking.follow(start, mapper.keyframe_numbers(len(frames), model.config.memory.map_stride), found)
+    return mapped, tracking.follow(told, mapper.keyframe_numbers(len(frames), model.config.memory.map_stride), found)
 
 
 def map_trusting(
