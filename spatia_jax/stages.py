@@ -22,6 +22,8 @@ from spatia_jax.pyramid import fill_holes
 from spatia_jax.splat import Projection
 from spatia_jax.state import ClipRequest, Conditions, World
 
+_SUFFICES = 0.9  # coverage by given points alone from which on they are drawn alone
+
 
 def project(model: Model, world: World, cameras: Cameras) -> Projection:
     """The point map as the cameras see it."""
@@ -35,15 +37,24 @@ def project(model: Model, world: World, cameras: Cameras) -> Projection:
     return release_quirks.truncated(seen) if config.release_compatible else seen
 
 
-def project_with_source(model: Model, world: World, cameras: Cameras) -> tuple[Projection, Float[Array, "v h w"]]:
-    """The point map as the cameras see it, and how much of it stems from given pictures, premultiplied by coverage."""
+def project_given_first(model: Model, world: World, cameras: Cameras) -> tuple[Projection, Float[Array, "v h w"]]:
+    """The point map as the cameras see it, given points drawn alone where they suffice; and where that is, 0 or 1.
+
+    What earlier clips added about a place that was given stands a little beside it, where a drifting camera put it:
+    drawn together they would blur into something in between.
+    """
     config, point_map = model.config, world.point_map
-    observed = (point_map.provenance == memory.OBSERVED)[:, None].astype(point_map.colors.dtype)
-    seen = splat.render(
-        point_map.positions, jnp.concatenate([point_map.colors, observed], axis=-1), point_map.valid, cameras,
+    everything = project(model, world, cameras)
+    given = splat.render(
+        point_map.positions, point_map.colors, point_map.valid & (point_map.provenance == memory.OBSERVED), cameras,
         height=config.clip.height, width=config.clip.width, config=config.splat,
     )  # fmt: skip
-    return dataclasses.replace(seen, color=seen.color[..., :3]), seen.color[..., 3]
+    beside = jnp.abs(given.depth - everything.depth) < config.mapper.agree_tolerance * everything.depth
+    suffices = (given.coverage > _SUFFICES) & beside
+    color = jnp.where(suffices[..., None], given.color, everything.color)
+    coverage = jnp.where(suffices, given.coverage, everything.coverage)
+    depth = jnp.where(suffices, given.depth, everything.depth)
+    return Projection(color, coverage, depth), suffices.astype(coverage.dtype)
 
 
 def retrieve(model: Model, world: World, cameras: Cameras) -> tuple[UInt8[Array, "K h w 3"], Array]:
@@ -197,7 +208,7 @@ def map_tracking(
         return mapper.update(config, depth, shown, cameras, seen.depth, plain_color(seen)).depth
 
     def again(_, thought: Cameras) -> Cameras:
-        seen, observed = project_with_source(model, world, thought)
+        seen, observed = project_given_first(model, world, thought)
         return tracking.track(
             tracked,
             anchor,

@@ -41,7 +41,7 @@ class AdjustmentConfig:
         iterations: Levenberg-Marquardt steps, taken or not.
         damping: the first one, relative to the diagonal of the system.
         damping_down, damping_up: its factors after a step that lowered the cost, and after one that did not.
-        robust_px: residual at which Cauchy's kernel halves a match's weight; None: least squares.
+        robust_px: residual at which Cauchy's kernel halves a match's weight; None: least squares. It may be traced.
         refine_lens: solve for one shared correction of focal lengths (relative) and centre.
         fit_prior: solve for scale and shift of each frame's depth prior.
     """
@@ -50,12 +50,12 @@ class AdjustmentConfig:
     damping: float = 1e-4
     damping_down: float = 0.1
     damping_up: float = 10.0
-    robust_px: float | None = None
+    robust_px: float | Array | None = None
     refine_lens: bool = False
     fit_prior: bool = False
 
     def __post_init__(self):
-        if self.robust_px is not None and self.robust_px <= 0:
+        if isinstance(self.robust_px, float | int) and self.robust_px <= 0:
             raise InputError(f"robust_px is {self.robust_px}; it is a residual in pixels, above 0, or None")
         if not 0 < self.damping_down <= 1 <= self.damping_up:
             raise InputError(

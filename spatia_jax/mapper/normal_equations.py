@@ -117,19 +117,19 @@ def relative_poses(poses: jaxlie.SE3, target: Int[Array, "v d"]) -> jaxlie.SE3:
     return there @ jaxlie.SE3(poses.wxyz_xyz[:, None]).inverse()
 
 
-def robust_factor(residual: Array, robust_px: float | None) -> Array:
+def robust_factor(residual: Array, robust_px: float | Array | None) -> Array:
     """Weight factor of Cauchy's kernel, whose cost is c^2 log(1 + r^2 / c^2): half at c pixels."""
     return jnp.ones_like(residual) if robust_px is None else 1 / (1 + jnp.square(residual / robust_px))
 
 
-def robust_square(residual: Array, robust_px: float | None) -> Array:
+def robust_square(residual: Array, robust_px: float | Array | None) -> Array:
     """The cost that `robust_factor` descends; r^2 without a kernel."""
     square = jnp.square(residual)
     return square if robust_px is None else robust_px**2 * jnp.log1p(square / robust_px**2)
 
 
 def build(
-    variables: Variables, priors: Priors, packed: PackedMatches, unknowns: Unknowns, robust_px: float | None
+    variables: Variables, priors: Priors, packed: PackedMatches, unknowns: Unknowns, robust_px: float | Array | None
 ) -> LocalSystems:
     """Linearises all edges and priors and gathers them by frame."""
     degree = packed.target.shape[1]
@@ -150,7 +150,11 @@ def build(
 
 
 def _edge_rows(
-    variables: Variables, relative: jaxlie.SE3, packed: PackedMatches, unknowns: Unknowns, robust_px: float | None
+    variables: Variables,
+    relative: jaxlie.SE3,
+    packed: PackedMatches,
+    unknowns: Unknowns,
+    robust_px: float | Array | None,
 ) -> tuple[Float[Array, "v d 2 r n"], Float[Array, "v d 2 r n"], Float[Array, "v d 2 n"], Float[Array, "v n"], Array]:
     """All edges linearised: rows [residual | twist (6) | lens (4, if solved for)], the same times the weights, the
     Jacobian of depth, the curvature of the cost in depth, and the sum of a pixel's weights [v, n]."""

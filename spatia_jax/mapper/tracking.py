@@ -16,6 +16,7 @@ That is what takes a drift back when the camera returns.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -71,7 +72,7 @@ class TrackingConfig:
     correlated: float = 10.0
     generated_trust: float = 0.1
     rounds: int = 2
-    kernel_widths: tuple[float, ...] = (10.0, 1.0)
+    kernel_widths: tuple[float, ...] = (3.0, 1.0)
     iterations: int = 5
     carve_tolerance: float = 0.2
     carve_views: int = 2
@@ -154,8 +155,8 @@ def track(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Vi
     whole = _middle((_box(rendering.coverage, _WINDOW) > _WHOLE).astype(jnp.float32), grid)
     observed = _middle(_box(jnp.broadcast_to(rendering.observed, rendering.coverage.shape), _WINDOW), grid)
     from_map = whole * (config.generated_trust + (1 - config.generated_trust) * observed)
-    own = jnp.ones((1 + k, *grid)).at[0].set(config.generated_trust)
-    matches = _match(config, frames, jnp.concatenate([own, from_map]), pairs(k), grid)
+    trust = jnp.concatenate([jnp.ones((1 + k, *grid)), from_map])
+    matches = _match(config, frames, trust, pairs(k), grid)
 
     inverse = jnp.concatenate(
         [jnp.where(view.depth > 0, 1 / view.depth, 0.0) for view in (anchor, keyframes, rendering)]
@@ -166,20 +167,21 @@ def track(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Vi
     node = jnp.arange(1 + 2 * k)
     adjusted = (node > 0) & (node <= k)
     sigma = jnp.where(adjusted, config.prior_depth_sigma, config.map_depth_sigma)
-    firm = np.array([config.prior_meters, np.radians(config.prior_degrees)]) / config.correlated**0.5
+    firm = config.correlated**-0.5
     priors = Priors.none(start).with_poses(
-        told, float(firm[0]), float(firm[1]), ~adjusted
+        told, config.prior_meters * firm, config.prior_degrees * math.pi / 180 * firm, ~adjusted
     ).with_depth(depth, sigma[:, None, None])  # fmt: skip
-    for width in config.kernel_widths:
-        settings = AdjustmentConfig(iterations=config.iterations, robust_px=width * config.robust_px / config.stride)
-        solution = adjust(matches, priors, start, settings)
-        start = solution.variables
+
+    def narrower(variables: Variables, robust_px: Array) -> tuple[Variables, tuple[Array, Array]]:
+        settings = AdjustmentConfig(iterations=config.iterations, robust_px=robust_px)
+        solution = adjust(matches, priors, variables, settings)
+        return solution.variables, (solution.depth_information, solution.costs)
+
+    kernels = jnp.array(config.kernel_widths) * config.robust_px / config.stride
+    variables, (information, costs) = jax.lax.scan(narrower, start, kernels)
     ours = slice(1, 1 + k)
-    found = Cameras.from_se3(jaxlie.SE3(solution.variables.poses.wxyz_xyz[ours]), keyframes.cameras.intrinsics)
-    return Track(
-        found, solution.variables.inverse_depth[ours], solution.depth_information[ours],
-        priors.depth_information[ours], solution.costs,
-    )  # fmt: skip
+    found = Cameras.from_se3(jaxlie.SE3(variables.poses.wxyz_xyz[ours]), keyframes.cameras.intrinsics)
+    return Track(found, variables.inverse_depth[ours], information[-1, ours], priors.depth_information[ours], costs[-1])
 
 
 def follow(start: Cameras, keyframes: tuple[int, ...], found: Cameras) -> Cameras:
@@ -219,6 +221,8 @@ def _match(
     landed = jnp.round(pixels).astype(jnp.int32)
     column, row = jnp.clip(landed[..., 0], 0, grid[1] - 1), jnp.clip(landed[..., 1], 0, grid[0] - 1)
     both = trust[source] * trust[target[:, None, None], row, column]
+    with_map = (edges > len(frames) // 2).any(1)
+    both = both * jnp.where(with_map, 1.0, config.generated_trust)[:, None, None]
     weights = weights * both[..., None] * _texture(frames, grid)[source]
     return Matches(source, target, pixels, weights, max_degree(edges[:, 0], len(frames)))
 
