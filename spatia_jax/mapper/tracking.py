@@ -10,8 +10,8 @@ The commanded path is a prior and no more. Every keyframe is matched with
 
 and all of them are adjusted together: poses of the keyframes, depth of every pixel. Map and anchor stay where they are;
 they hold the gauge, and the scale is the map's. Points that were given (the photo's) are where they are; those that
-earlier clips added stand where a drifting camera put them, so matches with them, and with the anchor, count for less.
-That is what takes a drift back when the camera returns.
+earlier clips added stand where a drifting camera put them, so matches with them count for less, and so do those between
+frames, whose depth is hardly known. That is what takes a drift back when the camera returns.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class TrackingConfig:
     map_depth_sigma, prior_depth_sigma: relative, of the map's depth, and of the depth network's once it is aligned.
     prior_meters, prior_degrees: standard deviation of how far a clip is from where it was sent.
     correlated: pixels that err alike, so that many of them are one measurement against the prior of a pose.
-    generated_trust: weight of a match with what earlier clips added to the map, where one with observed points has 1.
+    generated_trust: weight of a match with what earlier clips added to the map, or between frames, where one with
+        observed points has 1.
     rounds: how often the map is drawn where the keyframes are thought to be, matched and adjusted.
     kernel_widths: a round adjusts once for each, with a robust kernel that many times as wide: far from the solution
         good matches look like wrong ones.
@@ -69,7 +70,7 @@ class TrackingConfig:
     prior_depth_sigma: float = 0.1
     prior_meters: float = 0.06
     prior_degrees: float = 1.0
-    correlated: float = 10.0
+    correlated: float = 30.0
     generated_trust: float = 0.1
     rounds: int = 2
     kernel_widths: tuple[float, ...] = (3.0, 1.0)
@@ -221,8 +222,8 @@ def _match(
     landed = jnp.round(pixels).astype(jnp.int32)
     column, row = jnp.clip(landed[..., 0], 0, grid[1] - 1), jnp.clip(landed[..., 1], 0, grid[0] - 1)
     both = trust[source] * trust[target[:, None, None], row, column]
-    with_map = (edges > len(frames) // 2).any(1)
-    both = both * jnp.where(with_map, 1.0, config.generated_trust)[:, None, None]
+    with_map = (edges > len(frames) // 2).any(axis=1)  # anchor and keyframes come first, then as many of the map
+    both *= jnp.where(with_map, 1.0, config.generated_trust)[:, None, None]
     weights = weights * both[..., None] * _texture(frames, grid)[source]
     return Matches(source, target, pixels, weights, max_degree(edges[:, 0], len(frames)))
 
