@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from spatia_jax import diffusion, mapper, memory, release_quirks, splat
 from spatia_jax.cameras import Cameras
@@ -23,6 +23,7 @@ from spatia_jax.splat import Projection
 from spatia_jax.state import ClipRequest, Conditions, World
 
 _SUFFICES = 0.9  # coverage by given points alone from which on they are drawn alone
+_BLENDED = 2.0  # pixels: what lies further from where it shows is a blend of two surfaces, and no place
 
 
 def project(model: Model, world: World, cameras: Cameras) -> Projection:
@@ -37,24 +38,36 @@ def project(model: Model, world: World, cameras: Cameras) -> Projection:
     return release_quirks.truncated(seen) if config.release_compatible else seen
 
 
-def project_given_first(model: Model, world: World, cameras: Cameras) -> tuple[Projection, Float[Array, "v h w"]]:
-    """The point map as the cameras see it, given points drawn alone where they suffice; and where that is, 0 or 1.
+def map_views(model: Model, world: World, cameras: Cameras) -> tracking.Views:
+    """The point map as tracking wants it: given points drawn alone where they suffice, and where all of it really is.
 
     What earlier clips added about a place that was given stands a little beside it, where a drifting camera put it:
-    drawn together they would blur into something in between.
+    drawn together they would blur into something in between. And a pixel shows a blend of the discs over it, the
+    nearest first: on a floor that is what lies up to a pixel below. The blend of their positions tells how far.
     """
     config, point_map = model.config, world.point_map
-    everything = project(model, world, cameras)
-    given = splat.render(
-        point_map.positions, point_map.colors, point_map.valid & (point_map.provenance == memory.OBSERVED), cameras,
-        height=config.clip.height, width=config.clip.width, config=config.splat,
-    )  # fmt: skip
+    features = jnp.concatenate([point_map.colors, point_map.positions], axis=-1)
+
+    def draw(which: Bool[Array, " n"]) -> Projection:
+        return splat.render(
+            point_map.positions, features, which, cameras,
+            height=config.clip.height, width=config.clip.width, config=config.splat,
+        )  # fmt: skip
+
+    everything, given = draw(point_map.valid), draw(point_map.valid & (point_map.provenance == memory.OBSERVED))
     beside = jnp.abs(given.depth - everything.depth) < config.mapper.agree_tolerance * everything.depth
     suffices = (given.coverage > _SUFFICES) & beside
-    color = jnp.where(suffices[..., None], given.color, everything.color)
-    coverage = jnp.where(suffices, given.coverage, everything.coverage)
-    depth = jnp.where(suffices, given.depth, everything.depth)
-    return Projection(color, coverage, depth), suffices.astype(coverage.dtype)
+    seen = jax.tree.map(
+        lambda ours, other: jnp.where(suffices.reshape(suffices.shape + (1,) * (ours.ndim - 3)), ours, other),
+        given, everything,
+    )  # fmt: skip
+    places = seen.color[..., 3:] / jnp.maximum(seen.coverage, 1e-3)[..., None]
+    offsets, depth = tracking.displacements(places, cameras)
+    plain = (jnp.abs(offsets).max(-1) < _BLENDED) & (seen.depth > 0)
+    return tracking.Views(
+        seen.color[..., :3], jnp.where(plain, depth, 0.0), cameras, seen.coverage,
+        suffices.astype(depth.dtype), jnp.where(plain[..., None], offsets, 0.0),
+    )  # fmt: skip
 
 
 def retrieve(model: Model, world: World, cameras: Cameras) -> tuple[UInt8[Array, "K h w 3"], Array]:
@@ -208,13 +221,10 @@ def map_tracking(
         return mapper.update(config, depth, shown, cameras, seen.depth, plain_color(seen)).depth
 
     def again(_, thought: Cameras) -> Cameras:
-        seen, observed = project_given_first(model, world, thought)
-        return tracking.track(
-            tracked,
-            anchor,
-            tracking.Views(shown, aligned_to(seen, thought), told[chosen]),
-            tracking.Views(seen.color, seen.depth, thought, seen.coverage, observed),
-        ).cameras
+        drawn = map_views(model, world, thought)
+        seen = Projection(drawn.frames, drawn.coverage, drawn.depth)
+        ours = tracking.Views(shown, aligned_to(seen, thought), told[chosen])
+        return tracking.track(tracked, anchor, ours, drawn).cameras
 
     found = jax.lax.fori_loop(0, tracked.rounds, again, told[chosen])
     seen = project(model, world, found)

@@ -101,6 +101,7 @@ class Views:
         cameras: Cameras [v].
         coverage: [v, h, w], 1 where the frame shows something.
         observed: [v, h, w], the share of it that is known from given pictures; at most `coverage`.
+        offsets: [v, h, w, 2], how far from a pixel, in pixels, lies what it shows.
     """
 
     frames: Array
@@ -108,6 +109,7 @@ class Views:
     cameras: Cameras
     coverage: Array = field(default_factory=lambda: jnp.ones(()))
     observed: Array = field(default_factory=lambda: jnp.ones(()))
+    offsets: Array = field(default_factory=lambda: jnp.zeros(()))
 
 
 @jax.tree_util.register_dataclass
@@ -155,9 +157,12 @@ def track(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Vi
     grid = (height // config.stride, width // config.stride)
     whole = _middle((_box(rendering.coverage, _WINDOW) > _WHOLE).astype(jnp.float32), grid)
     observed = _middle(_box(jnp.broadcast_to(rendering.observed, rendering.coverage.shape), _WINDOW), grid)
-    from_map = whole * (config.generated_trust + (1 - config.generated_trust) * observed)
+    known = _middle(rendering.depth, grid) > 0
+    from_map = whole * known * (config.generated_trust + (1 - config.generated_trust) * observed)
     trust = jnp.concatenate([jnp.ones((1 + k, *grid)), from_map])
-    matches = _match(config, frames, trust, pairs(k), grid)
+    offsets = jnp.broadcast_to(rendering.offsets, (*rendering.depth.shape, 2))
+    offsets = jnp.concatenate([jnp.zeros((1 + k, *grid, 2)), _cells(offsets, grid).mean((2, 4)) / config.stride])
+    matches = _match(config, frames, trust, offsets, pairs(k), grid)
 
     inverse = jnp.concatenate(
         [jnp.where(view.depth > 0, 1 / view.depth, 0.0) for view in (anchor, keyframes, rendering)]
@@ -185,6 +190,18 @@ def track(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Vi
     return Track(found, variables.inverse_depth[ours], information[-1, ours], priors.depth_information[ours], costs[-1])
 
 
+def displacements(
+    places: Float[Array, "v h w 3"], cameras: Cameras
+) -> tuple[Float[Array, "v h w 2"], Float[Array, "v h w"]]:
+    """How far from each pixel, in pixels, the place lies that it is said to show, and the place's depth."""
+    views, height, width, _ = places.shape
+    pixels, depth = jax.vmap(lambda camera, place: camera.project(place, height, width))(
+        cameras, places.reshape(views, -1, 3)
+    )
+    columns, rows = jnp.meshgrid(jnp.arange(width), jnp.arange(height))
+    return pixels.reshape(views, height, width, 2) - jnp.stack([columns, rows], -1), depth.reshape(views, height, width)
+
+
 def follow(start: Cameras, keyframes: tuple[int, ...], found: Cameras) -> Cameras:
     """All cameras [t] of a clip, corrected as their keyframes [k] are; before the first keyframe, from nothing on.
 
@@ -210,9 +227,17 @@ def path_from_map(told: Cameras, found: Cameras) -> Float[Array, "3 4"]:
 
 
 def _match(
-    config: TrackingConfig, frames, trust: Float[Array, "n p q"], numbers: np.ndarray, grid: tuple[int, int]
+    config: TrackingConfig,
+    frames: Float[Array, "n h w 3"],
+    trust: Float[Array, "n p q"],
+    offsets: Float[Array, "n p q 2"],
+    numbers: np.ndarray,
+    grid: tuple[int, int],
 ) -> Matches:
-    """Matches of all pairs in both directions, as edges; each weighs by the trust in what it starts and ends on."""
+    """Matches of all pairs in both directions, as edges; each weighs by the trust in what it starts and ends on.
+
+    They lead from where the things shown really are to where they really are, `offsets` away from where they show.
+    """
     matcher: Matcher = config.matcher
     pixels, weights = matcher(frames, jnp.asarray(numbers), grid)
     weights = weights * (config.stride / config.match_px) ** 2
@@ -225,16 +250,22 @@ def _match(
     with_map = (edges > len(frames) // 2).any(axis=1)  # anchor and keyframes come first, then as many of the map
     both *= jnp.where(with_map, 1.0, config.generated_trust)[:, None, None]
     weights = weights * both[..., None] * _texture(frames, grid)[source]
+    pixels = pixels + offsets[target[:, None, None], row, column] - offsets[source]
     return Matches(source, target, pixels, weights, max_degree(edges[:, 0], len(frames)))
 
 
 def _middle(images: Float[Array, "v h w"], grid: tuple[int, int]) -> Float[Array, "v p q"]:
     """Means of the pixels in the middle of each cell (four of them if its side is even); 0 where one of them is 0."""
-    step = images.shape[1] // grid[0]
-    cells = images.reshape(len(images), grid[0], step, grid[1], step)
-    middle = slice((step - 1) // 2, step // 2 + 1)
-    cells = cells[:, :, middle, :, middle]
+    cells = _cells(images, grid)
     return jnp.where((cells > 0).all((2, 4)), cells.mean((2, 4)), 0.0)
+
+
+def _cells(images: Float[Array, "v h w *c"], grid: tuple[int, int]) -> Float[Array, "v p m q m *c"]:
+    """The pixels in the middle of each cell."""
+    step = images.shape[1] // grid[0]
+    cells = images.reshape(len(images), grid[0], step, grid[1], step, *images.shape[3:])
+    middle = slice((step - 1) // 2, step // 2 + 1)
+    return cells[:, :, middle, :, middle]
 
 
 def _texture(frames: Float[Array, "v h w 3"], grid: tuple[int, int]) -> Float[Array, "v p q 2"]:
