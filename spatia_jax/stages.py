@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from spatia_jax import diffusion, mapper, memory, release_quirks, splat
 from spatia_jax.cameras import Cameras
@@ -22,6 +22,9 @@ from spatia_jax.pyramid import fill_holes
 from spatia_jax.splat import Projection
 from spatia_jax.state import ClipRequest, Conditions, World
 
+_SUFFICES = 0.9  # coverage by given points alone from which on they are drawn alone
+_BLENDED = 2.0  # pixels: what lies further from where it shows is a blend of two surfaces, and no place
+
 
 def project(model: Model, world: World, cameras: Cameras) -> Projection:
     """The point map as the cameras see it."""
@@ -33,6 +36,38 @@ def project(model: Model, world: World, cameras: Cameras) -> Projection:
         height=config.clip.height, width=config.clip.width, config=splats,
     )  # fmt: skip
     return release_quirks.truncated(seen) if config.release_compatible else seen
+
+
+def map_views(model: Model, world: World, cameras: Cameras) -> tracking.Views:
+    """The point map as tracking wants it: given points drawn alone where they suffice, and where all of it really is.
+
+    What earlier clips added about a place that was given stands a little beside it, where a drifting camera put it:
+    drawn together they would blur into something in between. And a pixel shows a blend of the discs over it, the
+    nearest first: on a floor that is what lies up to a pixel below. The blend of their positions tells how far.
+    """
+    config, point_map = model.config, world.point_map
+    features = jnp.concatenate([point_map.colors, point_map.positions], axis=-1)
+
+    def draw(which: Bool[Array, " n"]) -> Projection:
+        return splat.render(
+            point_map.positions, features, which, cameras,
+            height=config.clip.height, width=config.clip.width, config=config.splat,
+        )  # fmt: skip
+
+    everything, given = draw(point_map.valid), draw(point_map.valid & (point_map.provenance == memory.OBSERVED))
+    beside = jnp.abs(given.depth - everything.depth) < config.mapper.agree_tolerance * everything.depth
+    suffices = (given.coverage > _SUFFICES) & beside
+    seen = jax.tree.map(
+        lambda ours, other: jnp.where(suffices.reshape(suffices.shape + (1,) * (ours.ndim - 3)), ours, other),
+        given, everything,
+    )  # fmt: skip
+    places = seen.color[..., 3:] / jnp.maximum(seen.coverage, 1e-3)[..., None]
+    offsets, depth = tracking.displacements(places, cameras)
+    plain = (jnp.abs(offsets).max(-1) < _BLENDED) & (seen.depth > 0)
+    return tracking.Views(
+        seen.color[..., :3], jnp.where(plain, depth, 0.0), cameras, seen.coverage,
+        suffices.astype(depth.dtype), jnp.where(plain[..., None], offsets, 0.0),
+    )  # fmt: skip
 
 
 def retrieve(model: Model, world: World, cameras: Cameras) -> tuple[UInt8[Array, "K h w 3"], Array]:
@@ -177,26 +212,27 @@ def map_tracking(
     config, tracked = model.config.mapper, model.config.mapper.tracking
     assert tracked is not None
     chosen = keyframes(model, len(frames))
-    start = tracking.moved(request.cameras, world.path_from_map)
-    shown = to_unit(frames[chosen])
-    depth = model.estimate_depth(params, to_signed(frames[chosen]))
-    before = world.history_cameras[-1:]
-    seen = project(model, world, Cameras.concatenate([before, start[chosen]]))
-    behind, seen = (jax.tree.map(lambda leaf, part=part: leaf[part], seen) for part in (slice(1), slice(1, None)))
-    aligned = mapper.update(config, depth, shown, start[chosen], seen.depth, plain_color(seen)).depth
-    track = tracking.track(
-        tracked,
-        tracking.Views(to_unit(world.history[-1:]), behind.depth, before),
-        tracking.Views(shown, aligned, start[chosen]),
-        tracking.Views(seen.color, seen.depth, start[chosen], seen.coverage),
-    )
-    found = track.cameras
+    told = tracking.moved(request.cameras, world.path_from_map)
+    shown, depth = to_unit(frames[chosen]), model.estimate_depth(params, to_signed(frames[chosen]))
+    last = world.history_cameras[-1:]
+    anchor = tracking.Views(to_unit(world.history[-1:]), project(model, world, last).depth, last)
+
+    def aligned_to(seen: Projection, cameras: Cameras) -> Float[Array, "k h w"]:
+        return mapper.update(config, depth, shown, cameras, seen.depth, plain_color(seen)).depth
+
+    def again(_, thought: Cameras) -> Cameras:
+        drawn = map_views(model, world, thought)
+        seen = Projection(drawn.frames, drawn.coverage, drawn.depth)
+        ours = tracking.Views(shown, aligned_to(seen, thought), told[chosen])
+        return tracking.track(tracked, anchor, ours, drawn).cameras
+
+    found = jax.lax.fori_loop(0, tracked.rounds, again, told[chosen])
     seen = project(model, world, found)
     moving = request.moving[chosen] | moving_pixels(
-        tracked.motion, shown, aligned, found, plain_color(seen), seen.depth > 0
+        tracked.motion, shown, aligned_to(seen, found), found, plain_color(seen), seen.depth > 0
     )
     mapped = mapper.update(config, depth, shown, found, seen.depth, plain_color(seen), moving, judge_motion=False)
-    return mapped, tracking.follow(start, mapper.keyframe_numbers(len(frames), model.config.memory.map_stride), found)
+    return mapped, tracking.follow(told, mapper.keyframe_numbers(len(frames), model.config.memory.map_stride), found)
 
 
 def map_trusting(

@@ -9,11 +9,14 @@ The commanded path is a prior and no more. Every keyframe is matched with
     an anchor        the last frame of the history, so that a clip begins where the one before ended
 
 and all of them are adjusted together: poses of the keyframes, depth of every pixel. Map and anchor stay where they are;
-they hold the gauge, and the scale is the map's.
+they hold the gauge, and the scale is the map's. Points that were given (the photo's) are where they are; those that
+earlier clips added stand where a drifting camera put them, so matches with them count for less, and so do those between
+frames, whose depth is hardly known. That is what takes a drift back when the camera returns.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -46,7 +49,12 @@ class TrackingConfig:
     map_depth_sigma, prior_depth_sigma: relative, of the map's depth, and of the depth network's once it is aligned.
     prior_meters, prior_degrees: standard deviation of how far a clip is from where it was sent.
     correlated: pixels that err alike, so that many of them are one measurement against the prior of a pose.
-    iterations: of the adjustment.
+    generated_trust: weight of a match with what earlier clips added to the map, or between frames, where one with
+        observed points has 1.
+    rounds: how often the map is drawn where the keyframes are thought to be, matched and adjusted.
+    kernel_widths: a round adjusts once for each, with a robust kernel that many times as wide: far from the solution
+        good matches look like wrong ones.
+    iterations: of each adjustment.
     carve_tolerance: a point of the map is seen through where a keyframe's static surface lies behind it by this share
         of its depth, in another colour.
     carve_views: keyframes that have to see through a generated point before it is removed.
@@ -62,8 +70,11 @@ class TrackingConfig:
     prior_depth_sigma: float = 0.1
     prior_meters: float = 0.06
     prior_degrees: float = 1.0
-    correlated: float = 100.0
-    iterations: int = 8
+    correlated: float = 30.0
+    generated_trust: float = 0.1
+    rounds: int = 2
+    kernel_widths: tuple[float, ...] = (3.0, 1.0)
+    iterations: int = 5
     carve_tolerance: float = 0.2
     carve_views: int = 2
     carve_observed_views: int = 3
@@ -73,6 +84,10 @@ class TrackingConfig:
             raise InputError(f"tracking.stride is {self.stride}; it must be at least 1 pixel")
         if min(self.match_px, self.robust_px, self.map_depth_sigma, self.prior_depth_sigma) <= 0:
             raise InputError("tracking: match_px, robust_px and the depth sigmas are standard deviations, above 0")
+        if self.rounds < 1 or not self.kernel_widths:
+            raise InputError(f"tracking: rounds {self.rounds} and kernel_widths {self.kernel_widths}: one at least")
+        if not 0 <= self.generated_trust <= 1:
+            raise InputError(f"tracking.generated_trust is {self.generated_trust}; it is a share, 0 to 1")
 
 
 @jax.tree_util.register_dataclass
@@ -85,12 +100,16 @@ class Views:
         depth: [v, h, w]; 0 where unknown.
         cameras: Cameras [v].
         coverage: [v, h, w], 1 where the frame shows something.
+        observed: [v, h, w], the share of it that is known from given pictures; at most `coverage`.
+        offsets: [v, h, w, 2], how far from a pixel, in pixels, lies what it shows.
     """
 
     frames: Array
     depth: Array
     cameras: Cameras
     coverage: Array = field(default_factory=lambda: jnp.ones(()))
+    observed: Array = field(default_factory=lambda: jnp.ones(()))
+    offsets: Array = field(default_factory=lambda: jnp.zeros(()))
 
 
 @jax.tree_util.register_dataclass
@@ -125,9 +144,10 @@ def track(config: TrackingConfig, anchor: Views, keyframes: Views, rendering: Vi
     """Poses and depth of k keyframes.
 
     Args:
-        anchor: one view with its true camera.
-        keyframes: with the depth that they are thought to have, in the map's scale, and cameras to start from.
-        rendering: the map in the cameras of the keyframes; colours premultiplied by coverage.
+        anchor: one view, where it was found to be.
+        keyframes: with the depth that they are thought to have, in the map's scale, and the cameras they were told.
+        rendering: the map in the cameras where the keyframes are thought to be, from which the adjustment starts;
+            colours premultiplied by coverage.
     """
     return adjust_views(config, match_views(config, anchor, keyframes, rendering), anchor, keyframes, rendering)
 
@@ -137,17 +157,23 @@ def match_views(config: TrackingConfig, anchor: Views, keyframes: Views, renderi
     k, (height, width) = len(keyframes.depth), keyframes.depth.shape[1:]
     filled = fill_holes(rendering.frames, rendering.coverage)
     frames = jnp.concatenate([anchor.frames, keyframes.frames, filled])
-    whole = _box(rendering.coverage, _WINDOW) > _WHOLE
-    known = jnp.concatenate([jnp.ones((1 + k, height, width), bool), whole])
     grid = (height // config.stride, width // config.stride)
-    return _match(config, frames, _middle(known.astype(jnp.float32), grid) > 0.5, pairs(k), grid)
+    whole = _middle((_box(rendering.coverage, _WINDOW) > _WHOLE).astype(jnp.float32), grid)
+    observed = _middle(_box(jnp.broadcast_to(rendering.observed, rendering.coverage.shape), _WINDOW), grid)
+    known = _middle(rendering.depth, grid) > 0
+    from_map = whole * known * (config.generated_trust + (1 - config.generated_trust) * observed)
+    trust = jnp.concatenate([jnp.ones((1 + k, *grid)), from_map])
+    offsets = jnp.broadcast_to(rendering.offsets, (*rendering.depth.shape, 2))
+    offsets = jnp.concatenate([jnp.zeros((1 + k, *grid, 2)), _cells(offsets, grid).mean((2, 4)) / config.stride])
+    return _match(config, frames, trust, offsets, pairs(k), grid)
 
 
 def adjust_views(config: TrackingConfig, matches: Matches, anchor: Views, keyframes: Views, rendering: Views) -> Track:
     """Poses and depth of the keyframes from matches; arguments as of `track`."""
     k, (height, width) = len(keyframes.depth), keyframes.depth.shape[1:]
     grid = (height // config.stride, width // config.stride)
-    cameras = Cameras.concatenate([anchor.cameras, keyframes.cameras, rendering.cameras])
+    cameras = Cameras.concatenate([anchor.cameras, rendering.cameras, rendering.cameras])
+    told = Cameras.concatenate([anchor.cameras, keyframes.cameras, rendering.cameras])
     inverse = jnp.concatenate(
         [jnp.where(view.depth > 0, 1 / view.depth, 0.0) for view in (anchor, keyframes, rendering)]
     )
@@ -157,11 +183,16 @@ def adjust_views(config: TrackingConfig, matches: Matches, anchor: Views, keyfra
     node = jnp.arange(1 + 2 * k)
     adjusted = (node > 0) & (node <= k)
     sigma = jnp.where(adjusted, config.prior_depth_sigma, config.map_depth_sigma)
-    firm = np.array([config.prior_meters, np.radians(config.prior_degrees)]) / config.correlated**0.5
+    firm = config.correlated**-0.5
     priors = Priors.none(start).with_poses(
-        cameras, float(firm[0]), float(firm[1]), ~adjusted
+        told, config.prior_meters * firm, config.prior_degrees * math.pi / 180 * firm, ~adjusted
     ).with_depth(depth, sigma[:, None, None])  # fmt: skip
-    settings = AdjustmentConfig(iterations=config.iterations, robust_px=config.robust_px / config.stride)
+
+    settings = AdjustmentConfig(
+        iterations=config.iterations,
+        robust_px=config.robust_px / config.stride,
+        kernel_widths=config.kernel_widths,
+    )
     solution = adjust(matches, priors, start, settings)
     ours = slice(1, 1 + k)
     found = Cameras.from_se3(jaxlie.SE3(solution.variables.poses.wxyz_xyz[ours]), keyframes.cameras.intrinsics)
@@ -169,6 +200,18 @@ def adjust_views(config: TrackingConfig, matches: Matches, anchor: Views, keyfra
         found, solution.variables.inverse_depth[ours], solution.depth_information[ours],
         priors.depth_information[ours], solution.costs,
     )  # fmt: skip
+
+
+def displacements(
+    places: Float[Array, "v h w 3"], cameras: Cameras
+) -> tuple[Float[Array, "v h w 2"], Float[Array, "v h w"]]:
+    """How far from each pixel, in pixels, the place lies that it is said to show, and the place's depth."""
+    views, height, width, _ = places.shape
+    pixels, depth = jax.vmap(lambda camera, place: camera.project(place, height, width))(
+        cameras, places.reshape(views, -1, 3)
+    )
+    columns, rows = jnp.meshgrid(jnp.arange(width), jnp.arange(height))
+    return pixels.reshape(views, height, width, 2) - jnp.stack([columns, rows], -1), depth.reshape(views, height, width)
 
 
 def follow(start: Cameras, keyframes: tuple[int, ...], found: Cameras) -> Cameras:
@@ -195,8 +238,18 @@ def path_from_map(told: Cameras, found: Cameras) -> Float[Array, "3 4"]:
     return (told.as_se3().inverse() @ found.as_se3()).as_matrix()[:3]
 
 
-def _match(config: TrackingConfig, frames, known, numbers: np.ndarray, grid: tuple[int, int]) -> Matches:
-    """Matches of all pairs in both directions, as edges; none where a frame shows nothing."""
+def _match(
+    config: TrackingConfig,
+    frames: Float[Array, "n h w 3"],
+    trust: Float[Array, "n p q"],
+    offsets: Float[Array, "n p q 2"],
+    numbers: np.ndarray,
+    grid: tuple[int, int],
+) -> Matches:
+    """Matches of all pairs in both directions, as edges; each weighs by the trust in what it starts and ends on.
+
+    They lead from where the things shown really are to where they really are, `offsets` away from where they show.
+    """
     matcher: Matcher = config.matcher
     pixels, weights = matcher(frames, jnp.asarray(numbers), grid)
     weights = weights * (config.stride / config.match_px) ** 2
@@ -205,18 +258,26 @@ def _match(config: TrackingConfig, frames, known, numbers: np.ndarray, grid: tup
     source, target = jnp.asarray(edges[:, 0]), jnp.asarray(edges[:, 1])
     landed = jnp.round(pixels).astype(jnp.int32)
     column, row = jnp.clip(landed[..., 0], 0, grid[1] - 1), jnp.clip(landed[..., 1], 0, grid[0] - 1)
-    both_known = known[source] & known[target[:, None, None], row, column]
-    weights = jnp.where(both_known[..., None], weights, 0.0) * _texture(frames, grid)[source]
+    both = trust[source] * trust[target[:, None, None], row, column]
+    with_map = (edges > len(frames) // 2).any(axis=1)  # anchor and keyframes come first, then as many of the map
+    both *= jnp.where(with_map, 1.0, config.generated_trust)[:, None, None]
+    weights = weights * both[..., None] * _texture(frames, grid)[source]
+    pixels = pixels + offsets[target[:, None, None], row, column] - offsets[source]
     return Matches(source, target, pixels, weights, max_degree(edges[:, 0], len(frames)))
 
 
 def _middle(images: Float[Array, "v h w"], grid: tuple[int, int]) -> Float[Array, "v p q"]:
     """Means of the pixels in the middle of each cell (four of them if its side is even); 0 where one of them is 0."""
-    step = images.shape[1] // grid[0]
-    cells = images.reshape(len(images), grid[0], step, grid[1], step)
-    middle = slice((step - 1) // 2, step // 2 + 1)
-    cells = cells[:, :, middle, :, middle]
+    cells = _cells(images, grid)
     return jnp.where((cells > 0).all((2, 4)), cells.mean((2, 4)), 0.0)
+
+
+def _cells(images: Float[Array, "v h w *c"], grid: tuple[int, int]) -> Float[Array, "v p m q m *c"]:
+    """The pixels in the middle of each cell."""
+    step = images.shape[1] // grid[0]
+    cells = images.reshape(len(images), grid[0], step, grid[1], step, *images.shape[3:])
+    middle = slice((step - 1) // 2, step // 2 + 1)
+    return cells[:, :, middle, :, middle]
 
 
 def _texture(frames: Float[Array, "v h w 3"], grid: tuple[int, int]) -> Float[Array, "v p q 2"]:
