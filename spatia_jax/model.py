@@ -113,21 +113,24 @@ class Model:
         """Metric depth of images in [-1, 1]."""
         return self._call("depth", params["depth"], "__call__", images)
 
-    def inpaint(
-        self, params: Params, color: Float[Array, "b h w 3"], coverage: Float[Array, "b h w"]
-    ) -> Float[Array, "b h w 3"]:
+    def inpaint(self, params: Params, color, coverage, panorama, places) -> Float[Array, "b h w 3"]:
         """Pictures in [0, 1] without holes from pictures premultiplied by coverage; known pixels stay.
 
-        Pull-push filling (`pyramid.fill_holes`), corrected in the holes at the inpainter's own scale.
+        Pull-push filling (`pyramid.fill_holes`), corrected in the holes at the inpainter's own scale. For panorama and
+        places see `memory.look_around`.
         """
         assert self.config.inpainter is not None
-        guess = self.correct_fill(params, *shrink(color, coverage, self.config.inpainter.scale))
+        shown = shrink(color, coverage, self.config.inpainter.scale)
+        guess, _ = self.correct_fill(params, *shown, panorama, places)
         guess = jax.image.resize(guess, color.shape, "linear")
         return jnp.clip(fill_holes(color, coverage) + (1 - coverage[..., None]) * guess, 0, 1)
 
-    def correct_fill(self, params: Params, color: Float[Array, "b h w 3"], coverage: Float[Array, "b h w"]) -> Array:
-        """What the inpainter adds to `fill_holes(color, coverage)`, at its own scale."""
-        return self._call("inpainter", params["inpainter"], "__call__", fill_holes(color, coverage), color, coverage)
+    def correct_fill(self, params: Params, color, coverage, panorama, places) -> tuple[Array, Array]:
+        """What the inpainter adds to `fill_holes(color, coverage)`, at its own scale, and the panorama's own guess."""
+        return self._call(
+            "inpainter", params["inpainter"], "__call__",
+            fill_holes(color, coverage), color, coverage, panorama, places,
+        )  # fmt: skip
 
     def decode_chunk(self, params: Params, latents: Float[Array, "b f p q c"], carry) -> tuple[Array, list[Array]]:
         """The next frames of one long video, clamped to [-1, 1], and the carry for those after (None at the start)."""

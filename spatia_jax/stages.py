@@ -101,15 +101,16 @@ def condition(
     clean = model.encode(params, to_signed(history)[None])
     if len(references):
         clean = jnp.concatenate([encode_references(model, params, references), clean], axis=1)
+    cameras = request.cameras if opening else Cameras.concatenate([world.history_cameras, request.cameras])
     num_clean, num_new = clean.shape[1], len(projection.depth) - len(history)
     num_new //= model.config.autoencoder.time_factor
     clean = jnp.pad(clean, ((0, 0), (0, num_new), (0, 0), (0, 0), (0, 0)))
-    repeats = model.config.release_compatible
+    repeats, uses_map = model.config.release_compatible, model.config.memory.use_map
     key = release_quirks.noise_key(world) if repeats else jax.random.fold_in(world.key, world.clip_index)
     return Conditions(
         clean=clean,
         is_clean=jnp.arange(num_clean + num_new) < num_clean,
-        control=encode_control(model, params, projection) if model.config.memory.use_map else None,
+        control=encode_control(model, params, projection, world.point_map, cameras) if uses_map else None,
         noise=jax.random.normal(key, clean.shape, clean.dtype),
         context=request.context[None],
         negative_context=request.negative_context[None],
@@ -123,18 +124,22 @@ def encode_references(model: Model, params: Params, frames: UInt8[Array, "k h w 
     return model.encode(params, to_signed(frames)[:, None])[:, 0][None]
 
 
-def encode_control(model: Model, params: Params, projection: Projection) -> Float[Array, "1 f p q c"]:
-    """Latents of the projection ([-1, 1]) beside latents of the hole mask (1 = hole; spec 2.5).
+def encode_control(
+    model: Model, params: Params, projection: Projection, point_map: PointMap, cameras: Cameras
+) -> Float[Array, "1 f p q c"]:
+    """Latents of the map's projection ([-1, 1]) beside latents of the hole mask (1 = hole; spec 2.5).
 
     Holes are black, as released, or filled (`fill`).
     """
-    color = fill(model, params, projection) * 2.0 - 1.0
+    color = fill(model, params, projection, point_map, cameras) * 2.0 - 1.0
     holes = jnp.broadcast_to(1.0 - projection.coverage[..., None], color.shape)
     color, holes = model.encode(params, jnp.stack([color, holes]))
     return jnp.concatenate([color, holes], axis=-1)[None]
 
 
-def fill(model: Model, params: Params, projection: Projection) -> Float[Array, "f h w 3"]:
+def fill(
+    model: Model, params: Params, projection: Projection, point_map: PointMap, cameras: Cameras
+) -> Float[Array, "f h w 3"]:
     """The projection in [0, 1] with what `Experiment.control_fill` puts into its holes."""
     color, coverage = projection.color, projection.coverage
     match model.config.control_fill:
@@ -143,7 +148,23 @@ def fill(model: Model, params: Params, projection: Projection) -> Float[Array, "
         case "surroundings":
             return fill_holes(color, coverage)
         case "inpainter":
-            return model.inpaint(params, color, coverage)
+            return color + (1 - coverage[..., None]) * imagine(model, params, point_map, cameras)
+
+
+def imagine(model: Model, params: Params, point_map: PointMap, cameras: Cameras) -> Float[Array, "f h w 3"]:
+    """What the given points (the photo's, the user's) let the views be thought to show, in [0, 1].
+
+    What earlier clips invented is left out: guesses made from guesses fade to grey.
+    """
+    config = model.config
+    assert config.inpainter is not None
+    given = (point_map.provenance == memory.OBSERVED) | (point_map.provenance == memory.EDIT)
+    known = memory.look_around(
+        point_map.positions, point_map.colors, point_map.valid & given, cameras,
+        height=config.clip.height, width=config.clip.width,
+        scale=config.inpainter.scale, size=config.inpainter.panorama, splat_config=config.splat,
+    )  # fmt: skip
+    return model.inpaint(params, known.color, known.coverage, known.panorama, known.places)
 
 
 def denoise(model: Model, params: Params, conditions: Conditions) -> Float[Array, "1 f p q c"]:

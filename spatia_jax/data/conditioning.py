@@ -48,11 +48,14 @@ class Example:
         video: [n, h, w, 3] uint8, history and new frames.
         projection: the map in the same n views.
         references: [k, h, w, 3] uint8; where nothing was found, the oldest history frame.
+        point_map: what the projection shows; cameras: Cameras [n] of the views.
     """
 
     video: Array
     projection: Projection
     references: Array
+    point_map: memory.PointMap
+    cameras: Cameras
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def condition(
         height=height, width=width, config=splat_config,
     )  # fmt: skip
     if not num_references:
-        return Example(video, projection, video[:0])
+        return Example(video, projection, video[:0], point_map, cameras)
     past = jnp.arange(0, len(sequence.frames), config.map_stride)
     bank = memory.FrameBank(
         frames=sequence.frames[past],
@@ -114,7 +117,7 @@ def condition(
         num_references=num_references, height=height, width=width,
     )  # fmt: skip
     references = jnp.where(found[:, None, None, None], bank.frames[slots], video[0])
-    return Example(video, projection, references)
+    return Example(video, projection, references, point_map, cameras)
 
 
 def map_past(sequence: Sequence, start, key: Array, config: ConditioningConfig, memory_config) -> memory.PointMap:

@@ -106,7 +106,7 @@ def _train_inpainter(model: Model, source: Source[dict], output: Path, weights: 
     if model.config.inpainter is None:
         raise InputError(f"config {model.config.name!r} has no inpainter to train")
     config = model.config.training.inpainter
-    build_views(model, _load(model, weights, "depth"), source, output / "views")
+    build_views(model, _load(model, weights, "depth"), output / "views")
     batches = view_batches(output / "views", batch_size=config.batch_size, seed=config.seed)
     return {"inpainter": fit(InpainterObjective(model), config, batches, output / "inpainter").ema}
 

@@ -51,7 +51,7 @@ def make_encoder(model: Model, kind: str) -> Callable:
         )  # fmt: skip
         latents = {
             "video": model.encode(params, to_signed(example.video)[None])[0],
-            "control": encode_control(model, params, example.projection)[0],
+            "control": encode_control(model, params, example.projection, example.point_map, example.cameras)[0],
         }
         if not opening:
             latents["references"] = encode_references(model, params, example.references)[0]

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from spatia_jax import memory
+from spatia_jax.cameras import Cameras
 from spatia_jax.model import Model
 from spatia_jax.models.depth_loss import depth_loss
 from spatia_jax.pixels import to_signed, to_unit
@@ -68,33 +70,43 @@ class DepthObjective:
 
 @dataclass(frozen=True)
 class InpainterObjective:
-    """PSNR in the holes of projections, meant over views: a plain square would leave the choice to the darkest rooms.
+    """PSNR in the holes of projections, meant over maps: a plain square would leave the choice to the darkest rooms.
 
-    Views with fewer holes than `full_share` of the picture count in proportion; an error below `floor` is as good as 0.
+    The views of one map are pooled, as those of a video are when it is scored. Maps with fewer holes than `full_share`
+    of the picture count in proportion; an error below `floor` is as good as 0. What the panorama alone says is scored
+    too, with `guess_weight`.
     """
 
     model: Model
     full_share: float = 0.02
     floor: float = 1e-3
+    guess_weight: float = 0.3
 
     def init(self, key: Array) -> Params:
         return self.model.init("inpainter", key)
 
     def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
-        """`batch` (see `training.views`), uint8: color and truth [b, p, q, 3], coverage [b, p, q]."""
+        """`batch`: see `training.views.view_batches`."""
         del key
-        color, coverage, truth = (to_unit(batch[name]) for name in ("color", "coverage", "truth"))
+        maps, views = batch["truth"].shape[:2]
+        batch = jax.tree.map(lambda leaf: leaf.reshape(maps * views, *leaf.shape[2:]), batch)
+        names = ("color", "coverage", "truth", "panorama")
+        color, coverage, truth, panorama = (to_unit(batch[name]) for name in names)
+        config = self.model.config.inpainter
+        assert config is not None
+        place = memory.places(Cameras(batch["pose"], batch["intrinsics"]), *coverage.shape[1:], config.panorama)
         holes, filled = (1 - coverage)[..., None], fill_holes(color, coverage)
-        correction = self.model.correct_fill({"inpainter": params}, color, coverage)
-        area = jnp.mean(jnp.square(holes), (1, 2, 3))
+        correction, guess = self.model.correct_fill({"inpainter": params}, color, coverage, panorama, place)
+        area = jnp.square(holes).reshape(maps, -1).mean(1)
         weight = jnp.minimum(area / self.full_share, 1.0)
 
         def mean_log_error(picture: Array) -> Array:
-            error = jnp.mean(jnp.square(holes * (picture - truth)), (1, 2, 3)) / jnp.maximum(area, 1e-6)
+            error = jnp.square(holes * (picture - truth)).reshape(maps, -1).mean(1) / jnp.maximum(area, 1e-6)
             return jnp.sum(weight * jnp.log(error + self.floor)) / jnp.maximum(jnp.sum(weight), 1e-6)
 
         def decibel(log_error: Array) -> Array:
             return -10 / jnp.log(10.0) * log_error
 
-        loss = mean_log_error(filled + correction)
-        return loss, {"psnr": decibel(loss), "psnr_filled": decibel(mean_log_error(filled))}
+        painted, guessed = mean_log_error(filled + correction), mean_log_error(guess)
+        report = {"psnr": painted, "psnr_panorama": guessed, "psnr_filled": mean_log_error(filled)}
+        return painted + self.guess_weight * guessed, {name: decibel(error) for name, error in report.items()}

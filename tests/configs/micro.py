@@ -40,7 +40,7 @@ def experiment() -> Experiment:
         flow=FlowConfig(parametrization=Clean(floor=0.3), shift=2.0),
         sampler=SamplerConfig(solver="unipc", steps=3, shift=3.0),
         control_fill="inpainter",
-        inpainter=InpainterConfig(scale=2, widths=(8, 16)),
+        inpainter=InpainterConfig(scale=2, widths=(8, 16), panorama=(8, 24), panorama_widths=(8, 16)),
         guidance=1.5,
         procedural=ProceduralConfig(scenes=4, frames=13, height=32, width=64),
         training=TrainingConfig(
