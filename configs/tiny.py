@@ -98,10 +98,10 @@ def experiment() -> Experiment:
             depth=FitConfig(steps=2400, batch_size=8, seed=2, optimizer=OptimizerConfig(learning_rate=1e-3)),
             inpainter=FitConfig(
                 steps=14_000,
-                batch_size=16,
+                batch_size=3,  # maps, with six views each
                 seed=5,
                 save_every=1000,
-                optimizer=OptimizerConfig(learning_rate=1.5e-3, weight_decay=0.02, ema_decay=0.998, warmup_steps=100),
+                optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.02, ema_decay=0.998, warmup_steps=100),
             ),
             stage1=FitConfig(
                 steps=250, batch_size=8, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.99)

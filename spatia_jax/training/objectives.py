@@ -94,7 +94,8 @@ class InpainterObjective:
         color, coverage, truth, panorama = (to_unit(batch[name]) for name in names)
         config = self.model.config.inpainter
         assert config is not None
-        place = memory.places(Cameras(batch["pose"], batch["intrinsics"]), *coverage.shape[1:], config.panorama)
+        height, width = coverage.shape[1:]
+        place = memory.places(Cameras(batch["pose"], batch["intrinsics"]), height, width, config.panorama)
         holes, filled = (1 - coverage)[..., None], fill_holes(color, coverage)
         correction, guess = self.model.correct_fill({"inpainter": params}, color, coverage, panorama, place)
         area = jnp.square(holes).reshape(maps, -1).mean(1)
