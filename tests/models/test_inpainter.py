@@ -12,7 +12,8 @@ from spatia_jax.config import load_experiment
 from spatia_jax.data.procedural import ProceduralSource
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model
-from spatia_jax.models.inpainter import InpainterConfig, _blocks, _unblocks
+from spatia_jax.models.inpainter import InpainterConfig
+from spatia_jax.models.unet import blocks, unblocks
 from spatia_jax.pyramid import fill_holes, shrink
 from spatia_jax.training import FitConfig, OptimizerConfig, fit
 from spatia_jax.training.examples import load_examples
@@ -57,7 +58,7 @@ def test_known_pixels_stay_and_holes_do_not(model, params, shown):
 
 def test_blocks_and_back():
     x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
-    np.testing.assert_array_equal(_unblocks(_blocks(x)), x)
+    np.testing.assert_array_equal(unblocks(blocks(x)), x)
 
 
 def test_shrinking_keeps_colours_premultiplied():
