@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -119,6 +120,7 @@ class MappingLoopArgs:
         frames: "seen" (of the scene itself) or "generated" (painted by the model on its map).
         mappers: which to compare.
         estimated_depth: start from the depth network's depth of the photo instead of the true one.
+        weight_free: find what moves by the rule that needs no weights, whatever the experiment has.
         weights: a folder; by default those that come with the package.
         seed: of the sampler.
         json: a file for all numbers.
@@ -133,6 +135,7 @@ class MappingLoopArgs:
     frames: Literal["seen", "generated"] = "seen"
     mappers: tuple[Literal["adjusted", "trusting", "exact"], ...] = ("adjusted", "trusting", "exact")
     estimated_depth: bool = False
+    weight_free: bool = False
     weights: Path | None = None
     seed: int = 20917
     json: Path | None = None
@@ -141,7 +144,9 @@ class MappingLoopArgs:
 def run_mapping_loop(args: MappingLoopArgs) -> None:
     """Prints the tables, and writes the numbers of every scene to --json."""
     config = load_experiment(args.config)
-    params, tokenizer = load_weights(Model(config), weights_folder(config.name, args.weights))
+    if args.weight_free:
+        config = dataclasses.replace(config, motion=None)
+    params, tokenizer = load_weights(Model(config.tracked()), weights_folder(config.name, args.weights))
     result = mapping_loop.evaluate(
         config, params, tokenizer,
         scenes=range(args.first_scene, args.first_scene + args.scenes), clips=args.clips, degrees=args.degrees,
