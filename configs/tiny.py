@@ -11,7 +11,6 @@ from spatia_jax.memory import RetrievalConfig
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.depth import DepthConfig
 from spatia_jax.models.inpainter import InpainterConfig
-from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.splat import SplatConfig
@@ -84,7 +83,6 @@ def experiment() -> Experiment:
         sampler=SamplerConfig(solver="unipc", steps=2, shift=3.0),
         control_fill="inpainter",
         inpainter=InpainterConfig(),
-        motion=MotionNetworkConfig(),
         guidance=1.0,
         procedural=ProceduralConfig(scenes=2000, frames=41, height=height, width=width),
         training=TrainingConfig(

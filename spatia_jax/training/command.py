@@ -16,6 +16,7 @@ from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.data import open_sequences
 from spatia_jax.errors import InputError, exit_status
 from spatia_jax.model import Model, Params
+from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.parallel import use_all_cores
 from spatia_jax.text import Tokenizer, train_tokenizer
 from spatia_jax.training import principal
@@ -114,9 +115,8 @@ def _train_inpainter(model: Model, source: Source[dict], output: Path, weights: 
 
 
 def _train_motion(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
-    if model.config.motion is None:
-        raise InputError(f"config {model.config.name!r} has no motion network to train")
-    tracked, training = Model(model.config.tracked()), model.config.training
+    training, network = model.config.training, model.config.motion or MotionNetworkConfig()
+    tracked = Model(dataclasses.replace(model.config.tracked(), motion=network))
     examples = output / "motion_examples"
     build_motion(tracked, _load(model, weights, "depth"), source, examples, scenes=training.motion_scenes)
     batches = motion_batches(examples, batch_size=training.motion.batch_size, seed=training.motion.seed)
