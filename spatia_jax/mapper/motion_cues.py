@@ -67,14 +67,14 @@ def motion_cues(
     covered = share > 0.5
     with_map = jnp.where(covered[..., None], shown - color, 0.0)
     views, valid, ratios = _against_views(color, near, cameras, halve(frames_before), cameras_before)
-    scalars = [
+    alone = [
         2 * evidence,
         local_contrast(color, config.window),
         share,
         _log_ratio(jnp.where(covered, behind, near), near),
         1 / (1 + near),
     ]
-    scalars = jnp.concatenate([jnp.stack(scalars, axis=-1), valid.astype(color.dtype), ratios], axis=-1)
+    scalars = jnp.concatenate([jnp.stack(alone, axis=-1), valid.astype(color.dtype), ratios], axis=-1)
     return Cues(frames, jnp.concatenate([with_map[..., None, :], views], axis=-2), scalars)
 
 
