@@ -159,7 +159,7 @@ def test_is_there_where_cameras_are_tracked_and_old_folders_are_told_how_to_do_w
         check_weights(model, tmp_path, ["motion"])
 
 
-def test_the_threshold_decides(model):
+def test_the_threshold_decides(model, monkeypatch):
     """A network that says the same of every pixel: all of them move, or none."""
     params = {"motion": model.init("motion", jax.random.key(0))}  # starts at even odds
     tracked = stages.Tracked(
@@ -167,6 +167,9 @@ def test_the_threshold_decides(model):
         depth=jnp.ones((K, H, W)), seen=Projection(jnp.zeros((K, H, W, 3)), jnp.zeros((K, H, W)), jnp.zeros((K, H, W))),
     )  # fmt: skip
     world = new_world(model, jax.random.key(0))
+    half = (K, H // 2, W // 2)
+    cues = Cues(tracked.frames, jnp.zeros((*half, NUM_DIFFERENCES, 3)), jnp.zeros((*half, NUM_SCALARS)))
+    monkeypatch.setattr(stages, "motion_cues_of", lambda *_: cues)  # whatever it is shown
     for threshold, moves in ((0.4, True), (0.6, False)):
         motion = dataclasses.replace(model.config.motion, threshold=threshold)
         decided = Model(dataclasses.replace(model.config, motion=motion))
