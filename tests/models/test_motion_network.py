@@ -126,6 +126,7 @@ def test_packing_loses_little():
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=0.5 / 127 + 1e-6), cues, back)
 
 
+@pytest.mark.slow
 def test_examples_come_from_the_mapper_and_go_on_where_they_stopped(model, tmp_path):
     source = ProceduralSource(model.config.procedural)
     params = {"depth": jax.jit(lambda key: model.init("depth", key))(jax.random.key(0))}
