@@ -103,6 +103,13 @@ def experiment() -> Experiment:
                 save_every=1000,
                 optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.02, ema_decay=0.998, warmup_steps=100),
             ),
+            motion=FitConfig(
+                steps=6000,
+                batch_size=16,
+                seed=6,
+                save_every=1000,
+                optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.02, ema_decay=0.998, warmup_steps=100),
+            ),
             stage1=FitConfig(
                 steps=250, batch_size=8, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.99)
             ),

@@ -18,12 +18,13 @@ from typing import Literal
 from spatia_jax.data.procedural import ProceduralConfig
 from spatia_jax.diffusion import FlowConfig, SamplerConfig
 from spatia_jax.errors import InputError
-from spatia_jax.mapper import MapperConfig
+from spatia_jax.mapper import MapperConfig, TrackingConfig
 from spatia_jax.memory import RetrievalConfig
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.depth import DepthConfig
 from spatia_jax.models.inpainter import InpainterConfig
 from spatia_jax.models.lora import LoraConfig
+from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.splat import SplatConfig
@@ -93,9 +94,11 @@ class TrainingConfig:
     autoencoder: FitConfig = FitConfig()
     depth: FitConfig = FitConfig()
     inpainter: FitConfig = FitConfig()
+    motion: FitConfig = FitConfig()
     stage1: FitConfig = FitConfig()
     stage2: FitConfig = FitConfig()
     crop: int = 96  # pixels: side of the autoencoder's training crops
+    motion_scenes: int = 400  # of the data set, mapped for the motion network (a few seconds each)
     autoencoder_start: Literal["random", "principal"] = "random"  # see training/principal.py
     drop_text: float = 0.1  # probability of an empty prompt
     drop_map: float = 0.1  # probability that the projection is withheld
@@ -126,6 +129,7 @@ class Experiment:
     joint_decode: bool = False  # the video is one causal decoding of all clips' latents, as released; else clip by clip
     release_compatible: bool = False  # with the released pipeline's quirks (release_quirks.py)
     inpainter: InpainterConfig | None = None  # for control_fill = "inpainter"
+    motion: MotionNetworkConfig | None = None  # finds what moves where cameras are tracked; None: a rule
     procedural: ProceduralConfig = ProceduralConfig()
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -147,8 +151,8 @@ class Experiment:
         if (self.control_fill == "inpainter") != (self.inpainter is not None):
             raise InputError('control_fill = "inpainter" needs inpainter = InpainterConfig(...), and nothing else does')
         multiple = self.autoencoder.space_factor * self.transformer.patch_size[1]
-        if self.inpainter is not None:
-            multiple = math.lcm(multiple, self.inpainter.multiple)
+        for network in (self.inpainter, self.motion):
+            multiple = math.lcm(multiple, network.multiple if network else 1)
         for name in ("height", "width"):
             if getattr(self.clip, name) % multiple:
                 raise InputError(f"clip.{name} is {getattr(self.clip, name)}; it must be a multiple of {multiple}")
@@ -163,6 +167,11 @@ class Experiment:
                 f"memory.capacity is {self.memory.capacity}; one {self.clip.width} x {self.clip.height} photo alone "
                 f"can bring {pixels} points, so it must be at least that"
             )
+
+    def tracked(self) -> Experiment:
+        """The same experiment with cameras that are found: its own tracking, or the default."""
+        tracking = self.mapper.tracking or TrackingConfig()
+        return dataclasses.replace(self, mapper=dataclasses.replace(self.mapper, tracking=tracking))
 
     def world_fingerprint(self) -> str:
         """A hash of what a saved world's arrays depend on: a world opens only under an equal one."""

@@ -16,10 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from spatia_jax.config import Experiment
+from spatia_jax.mapper.motion_cues import Cues
 from spatia_jax.models.autoencoder import Autoencoder
 from spatia_jax.models.depth import DepthNetwork
 from spatia_jax.models.inpainter import Inpainter
 from spatia_jax.models.lora import init_lora
+from spatia_jax.models.motion import MotionNetwork
 from spatia_jax.models.text_encoder import TextEncoder
 from spatia_jax.models.transformer import VideoTransformer
 from spatia_jax.parallel import split_frames
@@ -33,6 +35,7 @@ _NETWORKS = {
     "text_encoder": TextEncoder,
     "depth": DepthNetwork,
     "inpainter": Inpainter,
+    "motion": MotionNetwork,
 }
 
 
@@ -47,8 +50,11 @@ class Model:
 
     @functools.cached_property
     def networks(self) -> tuple[str, ...]:
-        """Names of the networks that this experiment has."""
-        return tuple(name for name in _NETWORKS if getattr(self.config, name) is not None)
+        """Names of the networks that this experiment has; what moves is only asked where cameras are tracked."""
+        unused = () if self.config.mapper.tracking else ("motion",)
+        return tuple(
+            name for name in _NETWORKS if getattr(self.config, name) is not None and name not in unused
+        )  # fmt: skip
 
     @functools.cached_property
     def parts(self) -> tuple[str, ...]:
@@ -131,6 +137,10 @@ class Model:
             "inpainter", params["inpainter"], "__call__",
             fill_holes(color, coverage), color, coverage, panorama, places,
         )  # fmt: skip
+
+    def find_motion(self, params: Params, cues: Cues) -> Float[Array, "k h w"]:
+        """Log odds that the pixels of keyframes belong to things that move."""
+        return self._call("motion", params["motion"], "__call__", cues.frames, cues.differences, cues.scalars)
 
     def decode_chunk(self, params: Params, latents: Float[Array, "b f p q c"], carry) -> tuple[Array, list[Array]]:
         """The next frames of one long video, clamped to [-1, 1], and the carry for those after (None at the start)."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from spatia_jax import diffusion, mapper, memory, release_quirks, splat
 from spatia_jax.cameras import Cameras
 from spatia_jax.mapper import tracking
 from spatia_jax.mapper.motion import moving_pixels
+from spatia_jax.mapper.motion_cues import Cues, motion_cues
 from spatia_jax.memory import PointMap
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_bytes, to_signed, to_unit
@@ -230,6 +233,35 @@ def map_tracking(
     model: Model, params: Params, world: World, request: ClipRequest, frames: UInt8[Array, "t h w 3"]
 ) -> tuple[mapper.MapUpdate, Cameras]:
     """The same with cameras that are found by bundle adjustment; the request's are where it starts."""
+    tracked = find_cameras(model, params, world, request, frames)
+    moving = request.moving[keyframes(model, len(frames))] | find_moving(model, params, world, tracked)
+    return settle(model, tracked, moving), tracked.path
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tracked:
+    """Keyframes of a clip whose cameras have been found.
+
+    Attributes:
+        frames: [k, h, w, 3] in [0, 1].
+        cameras: Cameras [k]; path: Cameras [t] of all frames.
+        prior: [k, h, w] depth as the network says it; depth: [k, h, w] the same in the map's scale.
+        seen: the map in the found cameras.
+    """
+
+    frames: Array
+    cameras: Cameras
+    path: Cameras
+    prior: Array
+    depth: Array
+    seen: Projection
+
+
+def find_cameras(
+    model: Model, params: Params, world: World, request: ClipRequest, frames: UInt8[Array, "t h w 3"]
+) -> Tracked:
+    """Keyframes matched with the map and adjusted together, from the commanded cameras on."""
     config, tracked = model.config.mapper, model.config.mapper.tracking
     assert tracked is not None
     chosen = keyframes(model, len(frames))
@@ -248,12 +280,43 @@ def map_tracking(
         return tracking.track(tracked, anchor, ours, drawn).cameras
 
     found = jax.lax.fori_loop(0, tracked.rounds, again, told[chosen])
+    path = tracking.follow(told, mapper.keyframe_numbers(len(frames), model.config.memory.map_stride), found)
     seen = project(model, world, found)
-    moving = request.moving[chosen] | moving_pixels(
-        tracked.motion, shown, aligned_to(seen, found), found, plain_color(seen), seen.depth > 0
-    )
-    mapped = mapper.update(config, depth, shown, found, seen.depth, plain_color(seen), moving, judge_motion=False)
-    return mapped, tracking.follow(told, mapper.keyframe_numbers(len(frames), model.config.memory.map_stride), found)
+    return Tracked(shown, found, path, depth, aligned_to(seen, found), seen)
+
+
+def find_moving(model: Model, params: Params, world: World, tracked: Tracked) -> Bool[Array, "k h w"]:
+    """What moves in the keyframes: as the motion network says, or by the rule that needs no weights."""
+    config, network = model.config.mapper.tracking, model.config.motion
+    assert config is not None
+    if network is None:
+        seen = tracked.seen
+        return moving_pixels(
+            config.motion, tracked.frames, tracked.depth, tracked.cameras, plain_color(seen), seen.depth > 0
+        )
+    odds = model.find_motion(params, motion_cues_of(model, world, tracked))
+    return odds > math.log(network.threshold / (1 - network.threshold))
+
+
+def motion_cues_of(model: Model, world: World, tracked: Tracked) -> Cues:
+    """What the motion network is shown; the views before the first keyframe come from the history."""
+    config, seen = model.config.mapper.tracking, tracked.seen
+    assert config is not None
+    last = len(world.history) - 1
+    before = jnp.array([max(last - model.config.memory.map_stride, 0), last])
+    return motion_cues(
+        config.motion, tracked.frames, tracked.depth, tracked.cameras, plain_color(seen), seen.depth,
+        to_unit(world.history[before]), world.history_cameras[before],
+    )  # fmt: skip
+
+
+def settle(model: Model, tracked: Tracked, moving: Bool[Array, "k h w"]) -> mapper.MapUpdate:
+    """What of the keyframes may enter the map, once it is known what moves."""
+    seen = tracked.seen
+    return mapper.update(
+        model.config.mapper, tracked.prior, tracked.frames, tracked.cameras, seen.depth, plain_color(seen), moving,
+        judge_motion=False,
+    )  # fmt: skip
 
 
 def map_trusting(

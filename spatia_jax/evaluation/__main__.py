@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from spatia_jax.io.atomic import write_json
 from spatia_jax.mapper.stream import StreamConfig
 from spatia_jax.mapper.window import WindowConfig
 from spatia_jax.model import Model
+from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.weights.bundle import load_weights, weights_folder
 
 
@@ -120,6 +122,7 @@ class MappingLoopArgs:
         frames: "seen" (of the scene itself) or "generated" (painted by the model on its map).
         mappers: which to compare.
         estimated_depth: start from the depth network's depth of the photo instead of the true one.
+        motion_network: find what moves with the motion network, though the experiment does not ask for it.
         weights: a folder; by default those that come with the package.
         seed: of the sampler.
         json: a file for all numbers.
@@ -134,6 +137,7 @@ class MappingLoopArgs:
     frames: Literal["seen", "generated"] = "seen"
     mappers: tuple[Literal["adjusted", "trusting", "exact"], ...] = ("adjusted", "trusting", "exact")
     estimated_depth: bool = False
+    motion_network: bool = False
     weights: Path | None = None
     seed: int = 20917
     json: Path | None = None
@@ -142,7 +146,9 @@ class MappingLoopArgs:
 def run_mapping_loop(args: MappingLoopArgs) -> None:
     """Prints the tables, and writes the numbers of every scene to --json."""
     config = load_experiment(args.config)
-    params, tokenizer = load_weights(Model(config), weights_folder(config.name, args.weights))
+    if args.motion_network:
+        config = dataclasses.replace(config, motion=config.motion or MotionNetworkConfig())
+    params, tokenizer = load_weights(Model(config.tracked()), weights_folder(config.name, args.weights))
     result = mapping_loop.evaluate(
         config, params, tokenizer,
         scenes=range(args.first_scene, args.first_scene + args.scenes), clips=args.clips, degrees=args.degrees,

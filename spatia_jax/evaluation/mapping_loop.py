@@ -24,18 +24,17 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import jaxlie
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from spatia_jax import mapper
 from spatia_jax.cameras import Cameras
+from spatia_jax.cameras.drift import perturb
 from spatia_jax.config import Experiment
 from spatia_jax.data.procedural import HELD_OUT, Scene, caption, inside_moving, render, sample_path, sample_scene
 from spatia_jax.errors import InputError
 from spatia_jax.evaluation.closed_loop import Truth, Walker, filled_projection
 from spatia_jax.evaluation.metrics import psnr
-from spatia_jax.mapper import TrackingConfig
 from spatia_jax.memory import PointMap
 from spatia_jax.model import Model, Params
 from spatia_jax.sampling import compiled
@@ -83,27 +82,6 @@ def make_sequence(
     return Sequence(
         scene, np.asarray(seen.color), np.asarray(seen.depth), np.asarray(seen.moving), actual, told, caption(scene)
     )
-
-
-def perturb(cameras: Cameras, clip_of: np.ndarray, degrees: float, percent: float, seed: int) -> Cameras:
-    """The path as it would be told by something that drifts: evenly within each clip, always in the same direction.
-
-    Every frame's motion from the one before is turned by its share of `degrees`, about one axis, and displaced, in one
-    direction of the camera's axes, by `percent` of its own length. The first frame is told as it is.
-    """
-    rng = np.random.default_rng([seed, 7])
-    axis, direction = (vector / np.linalg.norm(vector) for vector in rng.normal(size=(2, 3)))
-    poses = cameras.as_se3()
-    steps = jaxlie.SE3(poses.wxyz_xyz[1:]) @ jaxlie.SE3(poses.wxyz_xyz[:-1]).inverse()
-    lengths = np.linalg.norm(np.diff(np.asarray(cameras.centers), axis=0), axis=-1)
-    share = 1 / np.bincount(clip_of)[clip_of[1:]]
-    turn = np.radians(degrees) * share[:, None] * axis
-    shift = percent / 100 * lengths[:, None] * direction
-    wrong = jaxlie.SE3.exp(jnp.asarray(np.concatenate([shift, turn], axis=-1), jnp.float32)) @ steps
-    told = [np.asarray(poses.wxyz_xyz[0])]
-    for step in np.asarray(wrong.wxyz_xyz):
-        told.append(np.asarray((jaxlie.SE3(jnp.asarray(step)) @ jaxlie.SE3(jnp.asarray(told[-1]))).wxyz_xyz))
-    return Cameras.from_se3(jaxlie.SE3(jnp.asarray(np.stack(told))).normalize(), cameras.intrinsics)
 
 
 def pose_errors(found: Cameras, actual: Cameras) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
@@ -226,8 +204,8 @@ def evaluate(
     """Scores of the mappers, per scene and over all scenes."""
     if frames not in FRAMES or not set(mappers) <= set(MAPPERS):
         raise InputError(f"frames is {frames!r}, one of {', '.join(FRAMES)}; mappers are of {', '.join(MAPPERS)}")
-    adjusting = config if config.mapper.tracking else replace_tracking(config, TrackingConfig())
-    trusting = replace_tracking(config, None)
+    adjusting = config.tracked()
+    trusting = dataclasses.replace(config, mapper=dataclasses.replace(config.mapper, tracking=None))
     rows: list[dict] = []
     for index in scenes:
         sequence = make_sequence(config, index, clips, degrees, percent)
@@ -243,11 +221,6 @@ def evaluate(
     settings = {"clips": clips, "degrees": degrees, "percent": percent, "frames": frames, "given_depth": given_depth}
     means = {name: pooled([row[name] for row in rows]) for name in mappers}
     return {"settings": settings, **means, "scenes": rows}
-
-
-def replace_tracking(config: Experiment, tracking: TrackingConfig | None) -> Experiment:
-    """The same experiment with another tracking, or none."""
-    return dataclasses.replace(config, mapper=dataclasses.replace(config.mapper, tracking=tracking))
 
 
 def pooled(scores: list[dict]) -> dict:

@@ -7,6 +7,9 @@ shows in its own place. A pixel is taken for moving when even its best depth lea
 
 Where colours change quickly, a small misalignment makes a large difference; a share of the local contrast is therefore
 forgiven. What this cannot see: a moving thing in the colours of what is behind it. What it mistakes: moving shadows.
+
+This rule needs no weights. Where an experiment has a motion network, the same evidence is among what that is shown
+(`motion_cues.py`), and the network decides.
 """
 
 from __future__ import annotations
@@ -65,14 +68,10 @@ def moving_pixels(
         frames, map_color: colours in [0, 1]; the map's are read where `covered`.
         depth: positive, the estimate for every frame; h and w are even.
     """
-    share = _halve(covered.astype(jnp.float32))
-    shown = _halve(jnp.where(covered[..., None], map_color, 0.0)) / jnp.maximum(share, 1e-3)[..., None]
-    frames = _halve(frames)
-    evidence = disagreement(config, frames, _halve(depth), cameras, shown, share > 0.9)
-    size = (1, 3, 3)
-    peaks = jax.lax.reduce_window(frames, -jnp.inf, jax.lax.max, (*size, 1), (1,) * 4, "SAME")
-    valleys = jax.lax.reduce_window(frames, jnp.inf, jax.lax.min, (*size, 1), (1,) * 4, "SAME")
-    contrast = box_mean((peaks - valleys).max(-1), config.window)
+    frames, size = halve(frames), (1, 3, 3)
+    shown, share = shown_by_map(map_color, covered)
+    evidence = disagreement(config, frames, halve(depth), cameras, shown, share > 0.9)
+    contrast = local_contrast(frames, config.window)
     moves = (evidence - config.contrast * contrast > config.threshold).astype(jnp.float32)
     # Opening: what is less than three pixels wide is an edge, not a thing.
     eroded = jax.lax.reduce_window(moves, jnp.inf, jax.lax.min, size, (1,) * 3, "SAME")
@@ -100,7 +99,7 @@ def disagreement(
         z = (factor * depth[i]).ravel()
         (u, v), ratio, _, _ = warp(relative, 1 / z, lens[i], lens[j], grid)
         inside = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1) & (ratio > 0)
-        there = _sample(jnp.concatenate([frames[j], depth[j][..., None]], axis=-1), u, v)
+        there = sample(jnp.concatenate([frames[j], depth[j][..., None]], axis=-1), u, v)
         hidden = ratio * z > (1 + config.occlusion) * there[:, 3]
         difference = jnp.linalg.norm(there[:, :3] - frames[i].reshape(-1, 3) + 1e-9, axis=-1)
         return difference.reshape(height, width), (inside & ~hidden & (i != j)).reshape(height, width)
@@ -125,7 +124,7 @@ def disagreement(
     return jax.lax.map(one_frame, jnp.arange(k))
 
 
-def _sample(image: Float[Array, "h w c"], u: Float[Array, " n"], v: Float[Array, " n"]) -> Float[Array, "n c"]:
+def sample(image: Float[Array, "h w c"], u: Float[Array, " n"], v: Float[Array, " n"]) -> Float[Array, "n c"]:
     """Bilinear; beyond the border its values repeat."""
     height, width = image.shape[:2]
     column, row = jnp.clip(jnp.floor(u), 0, width - 2), jnp.clip(jnp.floor(v), 0, height - 2)
@@ -136,7 +135,24 @@ def _sample(image: Float[Array, "h w c"], u: Float[Array, " n"], v: Float[Array,
     return (1 - b) * above + b * below
 
 
-def _halve(images: Array) -> Array:
+def shown_by_map(
+    map_color: Float[Array, "k h w 3"], covered: Bool[Array, "k h w"]
+) -> tuple[Float[Array, "k y x 3"], Float[Array, "k y x"]]:
+    """Colours of the map at half the resolution, and the share of each pixel that it covers."""
+    share = halve(covered.astype(jnp.float32))
+    return halve(jnp.where(covered[..., None], map_color, 0.0)) / jnp.maximum(share, 1e-3)[..., None], share
+
+
+def local_contrast(frames: Float[Array, "k y x 3"], window: int) -> Float[Array, "k y x"]:
+    """How much colours change from pixel to pixel, meant over a window."""
+    size = (1, 3, 3, 1)
+    peaks = jax.lax.reduce_window(frames, -jnp.inf, jax.lax.max, size, (1,) * 4, "SAME")
+    valleys = jax.lax.reduce_window(frames, jnp.inf, jax.lax.min, size, (1,) * 4, "SAME")
+    return box_mean((peaks - valleys).max(-1), window)
+
+
+def halve(images: Float[Array, "k h w *c"]) -> Float[Array, "k y x *c"]:
+    """Means of 2 x 2 pixels."""
     k, height, width = images.shape[:3]
     cells = images.reshape(k, height // _HALVING, _HALVING, width // _HALVING, _HALVING, *images.shape[3:])
     return cells.mean((2, 4))

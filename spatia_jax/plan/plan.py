@@ -37,7 +37,7 @@ from spatia_jax.world import new_world
 Platform = Literal["cpu", "gpu", "tpu"]
 WeightsDtype = Literal["float32", "bfloat16"]
 
-PARTS = ("text_encoder", "transformer", "autoencoder", "depth", "inpainter", "lora")
+PARTS = ("text_encoder", "transformer", "autoencoder", "depth", "inpainter", "motion", "lora")
 
 
 @dataclass(frozen=True)

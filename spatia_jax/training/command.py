@@ -16,6 +16,7 @@ from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.data import open_sequences
 from spatia_jax.errors import InputError, exit_status
 from spatia_jax.model import Model, Params
+from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.parallel import use_all_cores
 from spatia_jax.text import Tokenizer, train_tokenizer
 from spatia_jax.training import principal
@@ -23,7 +24,8 @@ from spatia_jax.training.examples import KINDS, build_examples, example_batches
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.latents import normalize_latents
 from spatia_jax.training.loop import fit
-from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective, InpainterObjective
+from spatia_jax.training.motion import build_motion, motion_batches
+from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective, InpainterObjective, MotionObjective
 from spatia_jax.training.sources import crop_batches, depth_batches
 from spatia_jax.training.views import build_views, view_batches
 from spatia_jax.weights.bundle import load_network
@@ -35,15 +37,16 @@ class TrainArgs:
     """What to train, on what, and where to.
 
     Attributes:
-        part: autoencoder and depth stand alone; inpainter needs the depth network; stage1 (opening clips) needs the
-            autoencoder (and the inpainter, if the config has one), stage2 (history and references) continues stage1.
+        part: autoencoder and depth stand alone; inpainter and motion need the depth network; stage1 (opening clips)
+            needs the autoencoder (and the inpainter, if the config has one), stage2 (history and references) continues
+            stage1.
         output: a folder for everything: checkpoints, metrics, trained weights.
         data: a prepared data set of posed sequences; without one the procedural world is rendered to `output/data`.
         experiment: any of its fields can be set.
     """
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    part: Literal["autoencoder", "depth", "inpainter", "stage1", "stage2"] = "autoencoder"
+    part: Literal["autoencoder", "depth", "inpainter", "motion", "stage1", "stage2"] = "autoencoder"
     output: Path = Path("runs/tiny")
     data: Path | None = None
 
@@ -111,6 +114,15 @@ def _train_inpainter(model: Model, source: Source[dict], output: Path, weights: 
     return {"inpainter": fit(InpainterObjective(model), config, batches, output / "inpainter").ema}
 
 
+def _train_motion(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
+    training, network = model.config.training, model.config.motion or MotionNetworkConfig()
+    tracked = Model(dataclasses.replace(model.config.tracked(), motion=network))
+    examples = output / "motion_examples"
+    build_motion(tracked, _load(model, weights, "depth"), source, examples, scenes=training.motion_scenes)
+    batches = motion_batches(examples, batch_size=training.motion.batch_size, seed=training.motion.seed)
+    return {"motion": fit(MotionObjective(tracked), training.motion, batches, output / "motion").ema}
+
+
 def _train_stage1(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
     return _train_generator(model, source, output, weights, "stage1", opening_share=1.0, start=None)
 
@@ -150,6 +162,7 @@ _TRAINERS = {
     "autoencoder": _train_autoencoder,
     "depth": _train_depth,
     "inpainter": _train_inpainter,
+    "motion": _train_motion,
     "stage1": _train_stage1,
     "stage2": _train_stage2,
 }

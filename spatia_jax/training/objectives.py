@@ -1,4 +1,4 @@
-"""What the autoencoder, the depth network and the inpainter are trained for."""
+"""What the autoencoder, the depth network, the inpainter and the motion network are trained for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from jaxtyping import Array
 
 from spatia_jax import memory
 from spatia_jax.cameras import Cameras
+from spatia_jax.mapper.motion_cues import Cues
 from spatia_jax.model import Model
 from spatia_jax.models.depth_loss import depth_loss
 from spatia_jax.pixels import to_signed, to_unit
 from spatia_jax.pyramid import fill_holes
+from spatia_jax.training.motion import unpack
 from spatia_jax.training.state import Params
+
+_ENTROPY = 5.0  # weight of the cross-entropy, which is small: most pixels are easy
 
 
 @dataclass(frozen=True)
@@ -111,3 +115,49 @@ class InpainterObjective:
         painted, guessed = mean_log_error(filled + correction), mean_log_error(guess)
         report = {"psnr": painted, "psnr_panorama": guessed, "psnr_filled": mean_log_error(filled)}
         return painted + self.guess_weight * guessed, {name: decibel(error) for name, error in report.items()}
+
+
+@dataclass(frozen=True)
+class MotionObjective:
+    """Cross-entropy of every pixel, and the overlap of all masks of the batch together, which is what is measured.
+
+    Pictures are mirrored, and their colours mixed anew, by chance: the network should learn what contradicts a static
+    scene rather than which colours things that move happen to have.
+    """
+
+    model: Model
+
+    def init(self, key: Array) -> Params:
+        return self.model.init("motion", key)
+
+    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
+        """`batch`: see `training.motion.pack`."""
+        cues, moving = _vary(*unpack(batch), key)
+        odds, truth = self.model.find_motion({"motion": params}, cues), moving.astype(jnp.float32)
+        entropy = jnp.mean(jax.nn.softplus(odds) - truth * odds)
+        guess = jax.nn.sigmoid(odds)
+        overlap = _overlap(guess, truth)
+        found = (odds > 0).astype(jnp.float32)
+        return _ENTROPY * entropy + 1 - overlap, {"entropy": entropy, "overlap": _overlap(found, truth)}
+
+
+def _overlap(guess: Array, truth: Array) -> Array:
+    """Intersection over union of soft masks, of all pixels together."""
+    both = jnp.sum(guess * truth)
+    return (both + 1) / (jnp.sum(guess) + jnp.sum(truth) - both + 1)
+
+
+def _vary(cues: Cues, moving: Array, key: Array) -> tuple[Cues, Array]:
+    """Mirrors half of the pictures, and gives each other colours: channels in another order, each with a gain."""
+    flip_key, order_key, gain_key = jax.random.split(key, 3)
+    count = len(moving)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, jnp.eye(3)))(jax.random.split(order_key, count))
+    mixing = orders * jax.random.uniform(gain_key, (count, 1, 3), minval=0.7, maxval=1.1)
+    flips = jax.random.bernoulli(flip_key, 0.5, (count,))
+
+    def mirrored(images: Array) -> Array:
+        return jnp.where(flips.reshape(-1, *(1,) * (images.ndim - 1)), images[:, :, ::-1], images)
+
+    frames = jnp.einsum("bhwc,bce->bhwe", mirrored(cues.frames), mixing)
+    differences = jnp.einsum("bhwdc,bce->bhwde", mirrored(cues.differences), mixing)
+    return Cues(frames, differences, mirrored(cues.scalars)), mirrored(moving)

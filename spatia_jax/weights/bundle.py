@@ -16,6 +16,7 @@ from spatia_jax.text import Tokenizer
 from spatia_jax.weights.store import find_params, load_params, misfits
 
 LARGE = ("transformer", "text_encoder", "lora")  # networks that can be held in another type than float32
+_OPTIONAL = {"motion": "set motion = None in the config to find what moves without weights"}
 
 
 def weights_folder(experiment: str, given: Path | None) -> Path:
@@ -36,7 +37,7 @@ def weights_folder(experiment: str, given: Path | None) -> Path:
 
 def check_weights(model: Model, folder: Path, networks: Iterable[str]) -> None:
     """Raises InputError with all that is missing, unknown or mis-shaped in any of `networks`; reads headers only."""
-    found = {find_params(folder, name): name for name in networks}
+    found = {_find(folder, name): name for name in networks}
     problems = {path: misfits(path, model.abstract_params()[name]) for path, name in found.items()}
     lines = [f"{path} does not fit this config: " + "; ".join(wrong) for path, wrong in problems.items() if wrong]
     if lines:
@@ -61,7 +62,17 @@ def load_network(model: Model, folder: Path, name: str, *, shardings: Any = None
         abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         )
-    return load_params(find_params(folder, name), abstract)
+    return load_params(_find(folder, name), abstract)
+
+
+def _find(folder: Path, name: str) -> Path:
+    """Where a network lies; a folder that is older than the network is told how to do without."""
+    try:
+        return find_params(folder, name)
+    except InputError as error:
+        if name not in _OPTIONAL:
+            raise
+        raise InputError(f"{error}; {_OPTIONAL[name]}") from None
 
 
 def with_dtype(abstract: Params, name: str, dtype: Any) -> Params:

@@ -7,6 +7,7 @@ from spatia_jax.mapper import MapperConfig
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.depth import DepthConfig
 from spatia_jax.models.inpainter import InpainterConfig
+from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.splat import SplatConfig
@@ -41,9 +42,10 @@ def experiment() -> Experiment:
         sampler=SamplerConfig(solver="unipc", steps=3, shift=3.0),
         control_fill="inpainter",
         inpainter=InpainterConfig(scale=2, widths=(8, 16), panorama=(8, 24), panorama_widths=(8, 16)),
+        motion=MotionNetworkConfig(widths=(8, 16)),
         guidance=1.5,
         procedural=ProceduralConfig(scenes=4, frames=13, height=32, width=64),
         training=TrainingConfig(
-            autoencoder=fit, depth=fit, inpainter=fit, stage1=fit, stage2=fit, crop=32,
+            autoencoder=fit, depth=fit, inpainter=fit, motion=fit, stage1=fit, stage2=fit, crop=32,
         ),
     )  # fmt: skip

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatia_jax.cameras.drift import perturb
 from spatia_jax.config import load_experiment
 from spatia_jax.data.procedural import HELD_OUT, caption, inside_moving, render, sample_path, sample_scene
 from spatia_jax.errors import InputError
@@ -28,17 +29,17 @@ def path():
 
 def test_told_poses_drift_evenly(path):
     _, actual = path
-    told = mapping_loop.perturb(actual, CLIP_OF, 1.0, 0.0, seed=0)
+    told = perturb(actual, CLIP_OF, 1.0, 0.0, seed=0)
     _, degrees = mapping_loop.pose_errors(told, actual)
     assert degrees[0] < 0.05
     for clip, last in enumerate((16, 32, 48)):  # the turns are about the camera's own axes: nearly additive
         assert 0.7 * (clip + 1) < degrees[last] < 1.05 * (clip + 1)
-    aside = mapping_loop.perturb(actual, CLIP_OF, 0.0, 2.0, seed=0)
+    aside = perturb(actual, CLIP_OF, 0.0, 2.0, seed=0)
     metres, degrees = mapping_loop.pose_errors(aside, actual)
     gone = np.linalg.norm(np.diff(actual.centers, axis=0), axis=-1).sum()
     assert degrees.max() < 0.05
     assert 0.2 * 0.02 * gone < metres[-1] < 1.01 * 0.02 * gone
-    same = mapping_loop.perturb(actual, CLIP_OF, 0.0, 0.0, seed=0)
+    same = perturb(actual, CLIP_OF, 0.0, 0.0, seed=0)
     assert max(error.max() for error in mapping_loop.pose_errors(same, actual)) < 0.05
 
 
@@ -76,7 +77,7 @@ def test_unknown_frames_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("frames", mapping_loop.FRAMES)
 def test_the_loop_runs(frames, tmp_path):
-    model = Model(load_experiment(CONFIG))
+    model = Model(load_experiment(CONFIG).tracked())
     init = jax.jit(model.init, static_argnums=0)
     params = {name: init(name, jax.random.key(0, impl="rbg")) for name in model.abstract_params()}
     tokenizer = train_tokenizer([caption(sample_scene(0))], 300, tmp_path / "tokenizer.json")

@@ -14,7 +14,8 @@ from spatia_jax.cameras import Cameras
 from spatia_jax.config import load_experiment
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model
-from spatia_jax.models.inpainter import InpainterConfig, _blocks, _look_up, _unblocks
+from spatia_jax.models.inpainter import InpainterConfig, _look_up
+from spatia_jax.models.unet import blocks, unblocks
 from spatia_jax.pyramid import fill_holes, shrink
 from spatia_jax.training import FitConfig, OptimizerConfig, fit
 from spatia_jax.training.examples import load_examples
@@ -80,7 +81,7 @@ def test_panoramas_are_read_around_the_seam():
 
 def test_blocks_and_back():
     x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
-    np.testing.assert_array_equal(_unblocks(_blocks(x)), x)
+    np.testing.assert_array_equal(unblocks(blocks(x)), x)
 
 
 def test_shrinking_keeps_colours_premultiplied():
