@@ -73,7 +73,7 @@ def test_four_devices_give_the_frames_of_one(micro, whole, mixed, tmp_path):
     difference = np.abs(frames(tmp_path / "out") - whole)
     # Products are summed in another order; a byte may fall to the other side.
     assert difference.max() <= 2
-    assert (difference > 0).mean() < 0.01
+    assert (difference > 0).mean() < 0.05
 
 
 def test_a_run_depends_on_no_cache(micro, whole, tmp_path):
