@@ -23,11 +23,10 @@ import numpy as np
 import tyro
 
 from benchmarks import mapper_peers
-from benchmarks.plots import log_chart
 from benchmarks.timing import medians
 from spatia_jax.cameras import Cameras
 from spatia_jax.errors import exit_status
-from spatia_jax.io.atomic import write_json
+from spatia_jax.io.atomic import atomic_write, write_json
 from spatia_jax.mapper.bundle_adjustment import AdjustmentConfig, adjust
 from spatia_jax.mapper.problem import Matches, Priors, Variables, max_degree
 from spatia_jax.mapper.reprojection import pixel_grid, warp
@@ -45,7 +44,7 @@ class Args:
         iterations: of every solver.
         repeats: rounds; each calls every function once.
         scaling: also numbers of keyframes and edges beyond, ours alone.
-        plot: a PNG file for a picture of the scaling.
+        plot: a PNG file for a picture of the scaling; needs matplotlib (`scripts/setup.sh parity`).
         json: a file for the numbers.
     """
 
@@ -182,19 +181,22 @@ def scaling(args: Args) -> list[dict[str, float]]:
 
 def draw(args: Args, rows: list[dict[str, float]]) -> None:
     """Seconds over edges, as more keyframes or more pairs of them bring them."""
+    from matplotlib.figure import Figure
 
-    def line(chosen: tuple[tuple[int, int], ...]) -> list[tuple[float, float]]:
-        held = {(row["keyframes"], row["radius"]): (row["edges"], row["seconds"]) for row in rows}
-        return [held[key] for key in chosen]
-
-    log_chart(
-        args.plot or Path(), f"bundle adjustment, {args.iterations} iterations, 48 x 64 pixels a keyframe",
-        "edges (directed pairs of keyframes)", "seconds",
-        {
-            "8, 16, 32, 64 keyframes, each with 3 on either side": line(BY_KEYFRAMES),
-            "16 keyframes, each with 1, 2, 3, 5, 8 on either side": line(BY_EDGES),
-        },
-    )  # fmt: skip
+    held = {(row["keyframes"], row["radius"]): (row["edges"], row["seconds"]) for row in rows}
+    lines = {
+        "8, 16, 32, 64 keyframes, each with 3 on either side": BY_KEYFRAMES,
+        "16 keyframes, each with 1, 2, 3, 5, 8 on either side": BY_EDGES,
+    }
+    axes = (figure := Figure((7.2, 4.4), layout="constrained")).subplots()
+    for name, chosen in lines.items():
+        axes.loglog(*zip(*(held[key] for key in chosen), strict=True), "o-", label=name)
+    axes.set(xlabel="edges (directed pairs of keyframes)", ylabel="seconds")
+    axes.set_title(f"bundle adjustment, {args.iterations} iterations, 48 x 64 pixels a keyframe")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    with atomic_write(args.plot or Path()) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python -m benchmarks.mapper_stages --json outputs/mapper_stages.json
 
 A procedural scene stands for the clip. The depth network is left out: the true depth, scaled by a smooth error, stands
-for what it would say. Each stage is compiled before it is timed, and timed once. The stages and their order are those
-of `stages.map_tracking` and `stages.remember`.
+for what it would say. Each piece is compiled before it is timed, and timed once. They are those of `map_stage` and
+`stages.remember`, in their order; drawing, aligning, matching and adjusting are timed for one round and come
+`TrackingConfig.rounds` times.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,20 @@ import jaxlie
 import numpy as np
 import tyro
 
-from spatia_jax import mapper, memory, splat
+from spatia_jax import mapper, memory
 from spatia_jax.cameras import Cameras
 from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.data import procedural
 from spatia_jax.errors import exit_status
 from spatia_jax.io.atomic import write_json
+from spatia_jax.map_stage import map_views
 from spatia_jax.mapper import tracking
 from spatia_jax.mapper.motion import moving_pixels
-from spatia_jax.memory import PointMap
+from spatia_jax.model import Model
 from spatia_jax.splat import Projection
+from spatia_jax.stages import carve, plain_color, project
+from spatia_jax.state import World
+from spatia_jax.world import new_world
 
 
 @dataclass(frozen=True)
@@ -94,65 +100,49 @@ def make_clip(config: Experiment, args: Args) -> Clip:
     return Clip(told, frames, depth * (1.1 + 0.05 * column), depth)
 
 
-def update_map(config: Experiment, clip: Clip, point_map: PointMap) -> dict[str, float]:
-    """Seconds of every stage."""
-    stage, tracked, mapping = Stages(), tracking.TrackingConfig(), config.mapper
-    size = {"height": config.clip.height, "width": config.clip.width}
+def update_map(model: Model, clip: Clip, world: World) -> dict[str, float]:
+    """Seconds of every piece of a memory update."""
+    stage, config = Stages(), model.config
+    tracked, mapping = config.mapper.tracking, config.mapper
+    assert tracked is not None
     shown, depth, told = clip.frames[1:], clip.depth[1:], clip.cameras[1:]
 
-    def project(point_map: PointMap, cameras: Cameras) -> Projection:
-        return splat.render(
-            point_map.positions, point_map.colors, point_map.valid, cameras, **size, config=config.splat
-        )
-
-    def color(seen: Projection) -> jax.Array:
-        return seen.color / jnp.maximum(seen.coverage, 1e-3)[..., None]
-
-    def align(depth, shown, cameras, seen):
-        return mapper.update(mapping, depth, shown, cameras, seen.depth, color(seen)).depth
+    def align(depth, shown, seen):
+        color = plain_color(Projection(seen.frames, seen.coverage, seen.depth))
+        return mapper.update(mapping, depth, shown, seen.cameras, seen.depth, color).depth
 
     def fuse(depth, shown, cameras, seen, moving):
-        return mapper.update(mapping, depth, shown, cameras, seen.depth, color(seen), moving, judge_motion=False)
+        return mapper.update(mapping, depth, shown, cameras, seen.depth, plain_color(seen), moving, judge_motion=False)
 
-    def insert(point_map, mapped, shown, witness, seen):
-        stride, voxel = config.memory.pixel_stride, config.memory.voxel_size
-        positions, colors, weights, valid, brought_by = mapper.select_points(mapped, shown, stride)
+    def insert(world, mapped, shown, witness, seen):
+        positions, colors, weights, valid, brought_by = mapper.select_points(mapped, shown, config.memory.pixel_stride)
         valid &= ~mapper.blocks_views(positions, witness, seen.depth, mapping.free_tolerance)
         return memory.insert(
-            point_map, positions, colors, weights, valid, provenance=1, voxel_size=voxel, keyframes=brought_by
-        )
-
-    def carve(point_map, mapped, shown):
-        views = mapper.seen_through(
-            point_map.positions, point_map.colors, mapped.cameras, mapped.depth, mapped.static, shown,
-            depth_tolerance=tracked.carve_tolerance, color_tolerance=mapping.motion_color_tolerance,
+            world.point_map, positions, colors, weights, valid,
+            provenance=1, voxel_size=config.memory.voxel_size, keyframes=brought_by,
         )  # fmt: skip
-        return memory.remove(point_map, point_map.valid & (views >= tracked.carve_observed_views))
 
-    seen = stage("projection of the map", project, point_map, clip.cameras)
-    behind, seen = (jax.tree.map(lambda leaf, part=part: leaf[part], seen) for part in (slice(1), slice(1, None)))
-    aligned = stage("alignment of the depth prior", align, depth, shown, told, seen)
-    views = (
-        tracking.Views(clip.frames[:1], behind.depth, clip.cameras[:1]),
-        tracking.Views(shown, aligned, told),
-        tracking.Views(seen.color, seen.depth, told, seen.coverage),
-    )
-    matches = stage("matching", lambda *views: tracking.match_views(tracked, *views), *views)
-    track = stage("adjustment", lambda m, *views: tracking.adjust_views(tracked, m, *views), matches, *views)
-    seen = stage("projection with found cameras", project, point_map, track.cameras)
+    behind = stage("drawing the anchor", partial(project, model), world, clip.cameras[:1])
+    seen = stage("drawing the map", partial(map_views, model), world, told)
+    aligned = stage("aligning the depth prior", align, depth, shown, seen)
+    anchor = tracking.Views(clip.frames[:1], behind.depth, clip.cameras[:1])
+    views = anchor, tracking.Views(shown, aligned, told), seen
+    matches = stage("matching", partial(tracking.match_views, tracked), *views)
+    found = stage("adjusting", partial(tracking.adjust_views, tracked), matches, *views).cameras
+    seen = stage("drawing with found cameras", partial(project, model), world, found)
     moving = stage(
-        "motion", lambda *a: moving_pixels(tracked.motion, *a), shown, aligned, track.cameras, color(seen),
-        seen.depth > 0,
-    )  # fmt: skip
-    mapped = stage("fusion", fuse, depth, shown, track.cameras, seen, moving)
-    point_map = stage("carving", carve, point_map, mapped, shown)
-    stage("insertion", insert, point_map, mapped, shown, clip.cameras[:1], behind)
+        "motion", partial(moving_pixels, tracked.motion), shown, aligned, found, plain_color(seen), seen.depth > 0
+    )
+    mapped = stage("fusing", fuse, depth, shown, found, seen, moving)
+    carved = stage("carving", partial(carve, model), world.point_map, mapped, shown)
+    world = dataclasses.replace(world, point_map=carved)
+    stage("inserting", insert, world, mapped, shown, clip.cameras[:1], behind)
     return stage.seconds
 
 
 def main(args: Args) -> None:
     """Measures, prints a line at a time, writes --json."""
-    config = load_experiment(args.config)
+    config = load_experiment(args.config).tracked()
     clip = make_clip(config, args)
     print(
         f"{args.keyframes} keyframes of {config.clip.width} x {config.clip.height}, {os.cpu_count()} cores, "
@@ -167,8 +157,10 @@ def main(args: Args) -> None:
             provenance=memory.OBSERVED, voxel_size=config.memory.voxel_size,
         )
     )(*given)  # fmt: skip
-    seconds = update_map(config, clip, point_map)
-    print(f"{'in all':32}{sum(seconds.values()):9.2f} s")
+    model = Model(config)
+    world = dataclasses.replace(new_world(model, jax.random.key(0)), point_map=point_map)
+    seconds = update_map(model, clip, world)
+    print(f"{'in all, one round':32}{sum(seconds.values()):9.2f} s")
     if args.json:
         write_json(args.json, {"args": dataclasses.asdict(args) | {"config": str(args.config), "json": None},
                                "cores": os.cpu_count(), "seconds": seconds})  # fmt: skip

@@ -119,11 +119,18 @@ class Model:
         """Metric depth of images in [-1, 1]."""
         return self._call("depth", params["depth"], "__call__", images)
 
-    def inpaint(self, params: Params, color, coverage, panorama, places) -> Float[Array, "b h w 3"]:
+    def inpaint(
+        self,
+        params: Params,
+        color: Float[Array, "b h w 3"],
+        coverage: Float[Array, "b h w"],
+        panorama: Float[Array, "b r c 5"],
+        places: Float[Array, "b y x 2"],
+    ) -> Float[Array, "b h w 3"]:
         """Pictures in [0, 1] without holes from pictures premultiplied by coverage; known pixels stay.
 
         Pull-push filling (`pyramid.fill_holes`), corrected in the holes at the inpainter's own scale. For panorama and
-        places see `memory.look_around`.
+        places see `memory.panoramas` and `memory.places`, these of the view at that scale.
         """
         assert self.config.inpainter is not None
         shown = shrink(color, coverage, self.config.inpainter.scale)
@@ -131,7 +138,14 @@ class Model:
         guess = jax.image.resize(guess, color.shape, "linear")
         return jnp.clip(fill_holes(color, coverage) + (1 - coverage[..., None]) * guess, 0, 1)
 
-    def correct_fill(self, params: Params, color, coverage, panorama, places) -> tuple[Array, Array]:
+    def correct_fill(
+        self,
+        params: Params,
+        color: Float[Array, "b y x 3"],
+        coverage: Float[Array, "b y x"],
+        panorama: Float[Array, "b r c 5"],
+        places: Float[Array, "b y x 2"],
+    ) -> tuple[Float[Array, "b y x 3"], Float[Array, "b y x 3"]]:
         """What the inpainter adds to `fill_holes(color, coverage)`, at its own scale, and the panorama's own guess."""
         return self._call(
             "inpainter", params["inpainter"], "__call__",

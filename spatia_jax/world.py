@@ -2,7 +2,7 @@
 
 A `World` is everything that the next clip depends on. `clip_step` is a pure function from a world and a request to
 the next world and a clip; `rollout` is an opening clip and a `lax.scan` of `clip_step`. Each stage is a function of
-`stages.py`.
+`stages.py`, the fifth of `map_stage.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from spatia_jax import memory, stages
+from spatia_jax import map_stage, memory, stages
 from spatia_jax.cameras import Cameras
 from spatia_jax.mapper import MapUpdate
 from spatia_jax.memory import OBSERVED
@@ -105,7 +105,7 @@ def map_and_remember(
 
     `seen` is the map in the request's cameras.
     """
-    mapped, path = stages.map_frames(model, params, world, request, frames, seen)
+    mapped, path = map_stage.map_frames(model, params, world, request, frames, seen)
     after = stages.remember(model, world, request, frames, mapped, path, references, opening=opening)
     return after, mapped, path
 
@@ -178,4 +178,4 @@ def estimate_view_depth(
     view = jax.tree.map(lambda leaf: leaf[None], camera)
     seen = stages.project(model, world, view)
     request = ClipRequest(view, jnp.zeros((0, 0)), jnp.zeros((0, 0)), jnp.zeros((1, *photo.shape[:2]), bool))
-    return stages.map_trusting(model, params, request, photo[None], seen).depth[0]
+    return map_stage.map_trusting(model, params, request, photo[None], seen).depth[0]

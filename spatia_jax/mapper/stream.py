@@ -79,7 +79,15 @@ def map_stream(
 class _Run:
     """The state of one `map_stream`: the only thing here that changes in place."""
 
-    def __init__(self, config, frames, intrinsics, cameras, depth, moving):
+    def __init__(
+        self,
+        config: StreamConfig,
+        frames: np.ndarray,
+        intrinsics: Array | np.ndarray,
+        cameras: Cameras | None,
+        depth: np.ndarray | None,
+        moving: np.ndarray | None,
+    ):
         height, width = frames.shape[1:3]
         step = height // config.rows
         if height % config.rows or width % step:

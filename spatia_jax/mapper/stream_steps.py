@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import jaxlie
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from spatia_jax import memory
 from spatia_jax.errors import InputError
@@ -18,7 +18,7 @@ from spatia_jax.mapper import keyframes as graphs
 from spatia_jax.mapper.bundle_adjustment import AdjustmentConfig, adjust, calibrated_variance
 from spatia_jax.mapper.keyframes import KeyframeGraph
 from spatia_jax.mapper.matching import Matcher, PatchMatcher
-from spatia_jax.mapper.problem import Priors, Variables
+from spatia_jax.mapper.problem import Matches, Priors, Variables
 from spatia_jax.mapper.reprojection import pixel_grid, warp
 from spatia_jax.mapper.window import among_static, as_edges, reproject
 from spatia_jax.memory.point_map import PointMap
@@ -168,7 +168,10 @@ def match_pairs(matcher: Matcher, grid: tuple[int, int], graph: KeyframeGraph, p
     return pixels, jnp.where(pairs[:, :1, None, None, None] >= 0, weights, 0.0)
 
 
-def _adjusted(config: StreamConfig, widths, matches, start: Variables, sensor: Array, fixed: Array):
+def _adjusted(
+    config: StreamConfig, widths: tuple[float, ...], matches: Matches, start: Variables,
+    sensor: Float[Array, "v h w"], fixed: Bool[Array, " v"],
+) -> tuple[Variables, Float[Array, "v h w"]]:  # fmt: skip
     """Variables and the variance of their inverse depth, which the matches bear out."""
     middle = jnp.median(start.inverse_depth, axis=(1, 2), keepdims=True)
     depth = jnp.where(sensor > 0, sensor, 1 / middle)

@@ -1,7 +1,7 @@
 """The spatial memory: the point map, the bank of past frames, and what is retrieved from them."""
 
 from spatia_jax.memory.frame_bank import FrameBank, empty_bank, remember
-from spatia_jax.memory.panorama import Context, look_around, panoramas, places
+from spatia_jax.memory.panorama import panoramas, places
 from spatia_jax.memory.ply import read_ply, write_ply
 from spatia_jax.memory.point_map import (
     EDIT,
@@ -23,7 +23,6 @@ __all__ = [
     "EMPTY",
     "MAX_WEIGHT",
     "OBSERVED",
-    "Context",
     "CovisibleAssignment",
     "FrameBank",
     "PointMap",
@@ -33,7 +32,6 @@ __all__ = [
     "empty_bank",
     "from_depth",
     "insert",
-    "look_around",
     "panoramas",
     "places",
     "read_ply",

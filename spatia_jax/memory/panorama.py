@@ -6,53 +6,14 @@ heading; cells are square angles, so the picture covers a band about the horizon
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from spatia_jax import splat
 from spatia_jax.cameras import Cameras
-from spatia_jax.splat import SplatConfig
 
 _SAME_SURFACE = 1.1  # a point this many times as far as the nearest one of its cell still belongs to what is seen
-
 _THIN = 4  # one point in so many is looked at
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Context:
-    """What points show of v views and around them.
-
-    Attributes:
-        color: [v, h, w, 3] in [0, 1], premultiplied by coverage; coverage: [v, h, w].
-        panorama: [v, r, c, 5] (`panoramas`); places: [v, y, x, 2] (`places`), for a smaller picture of the view.
-    """
-
-    color: Array
-    coverage: Array
-    panorama: Array
-    places: Array
-
-
-def look_around(
-    positions: Float[Array, "n 3"],
-    colors: Float[Array, "n 3"],
-    valid: Bool[Array, " n"],
-    cameras: Cameras,
-    *,
-    height: int,
-    width: int,
-    scale: int,
-    size: tuple[int, int],
-    splat_config: SplatConfig,
-) -> Context:
-    """Views of points and panoramas of r x c = `size` around them; `places` are those of the view shrunk by `scale`."""
-    seen = splat.render(positions, colors, valid, cameras, height=height, width=width, config=splat_config)
-    panorama = panoramas(positions, colors, valid, cameras, size)
-    return Context(seen.color, seen.coverage, panorama, places(cameras, height // scale, width // scale, size))
 
 
 def panoramas(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +30,7 @@ from spatia_jax.models.autoencoder_layers import (
     duplicate_up,
     whole_frame,
 )
+from spatia_jax.models.autoencoder_tiles import Level, in_tiles, in_time
 
 # fmt: off
 RELEASED_MEAN = (
@@ -154,13 +153,6 @@ def _decoder_stages(config: AutoencoderConfig) -> list[tuple[int, int, int, int]
     return [(i, o, *factor) for i, o, factor in zip(widths, widths[1:], factors, strict=False)]
 
 
-class Level(NamedTuple):
-    """A resolution on the way between pixels and latents: what a tile is there."""
-
-    scale: int  # rows and columns for each of the latents
-    margin: int  # rows and columns around the tile that are needed to compute it
-
-
 def _encoder_levels(config: AutoencoderConfig) -> list[Level]:
     """Where `Encoder.reduce` cuts: before the first convolution, before each stage, and at its end."""
     scale, margin, levels = 1, 0, [Level(1, 0)]
@@ -182,74 +174,6 @@ def _decoder_levels(config: AutoencoderConfig) -> list[Level]:
         margin, scale = margin + 2 * (config.num_res_blocks + 1), scale // space
         levels.append(Level(scale, margin))
     return levels[::-1]
-
-
-def _cutter(levels: Sequence[Level], size: tuple[int, int], tile: tuple[int, int], corner: Array) -> Cut:
-    """Cuts the window that one tile needs out of what was computed at the level before.
-
-    A window is the tile with its margin, moved to lie inside of the frame, so that all have one shape. Its border is
-    the border of the frame, where the networks pad with zeros, or so far from the tile that nothing there reaches it.
-
-    Arguments:
-        size, tile: rows and columns of the latents of a frame and of a tile.
-        corner: [2] the tile's first latent row and column.
-    """
-
-    def window(level: int, axis: int) -> tuple[Array, int]:
-        scale, margin = levels[level]
-        whole = scale * size[axis]
-        length = min(scale * tile[axis] + 2 * margin, whole)
-        return jnp.clip(scale * corner[axis] - margin, 0, whole - length), length
-
-    def cut(frames: Array, level: int) -> Array:
-        for axis in (0, 1):
-            start, length = window(level, axis)
-            if level > 0:
-                start -= window(level - 1, axis)[0] * levels[level].scale // levels[level - 1].scale
-            frames = lax.dynamic_slice_in_dim(frames, start, length, axis + 2)
-        return frames
-
-    return cut
-
-
-def _in_tiles(
-    compute: Callable[[Cut], Float[Array, "1 t h w c"]],
-    size: tuple[int, int],
-    tile: tuple[int, int] | None,
-    levels: Sequence[Level],
-) -> Float[Array, "1 t h w c"]:
-    """Whole frames put together from tiles that are computed one after the other; `size` is in latents."""
-    if tile is None:
-        return compute(whole_frame)
-    tile = (min(tile[0], size[0]), min(tile[1], size[1]))
-    rows, columns = (jnp.minimum(jnp.arange(0, s, t), s - t) for s, t in zip(size, tile, strict=True))
-    corners = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-
-    def compute_at(corner: Array) -> Array:
-        return compute(_cutter(levels, size, tile, corner))
-
-    def body(frames: Array, corner: Array) -> tuple[Array, None]:
-        row, column = corner * scale
-        return lax.dynamic_update_slice(frames, compute_at(corner), (0, 0, row, column, 0)), None
-
-    one = jax.eval_shape(compute_at, corners[0])
-    scale = one.shape[2] // tile[0]
-    frames = jnp.zeros((*one.shape[:2], size[0] * scale, size[1] * scale, one.shape[4]), one.dtype)
-    return lax.scan(body, frames, corners)[0]
-
-
-def _in_time(compute: Callable[[Array, Stream], Array], frames: Array, size: int) -> Array:
-    """The first frame, then groups of `size` frames, one after the other, each with the past of those before."""
-
-    def step(carry: list[Array] | None, group: Array) -> tuple[list[Array], Array]:
-        stream = Stream(carry)
-        out = compute(group, stream)
-        return stream.carry, out
-
-    carry, first = step(None, frames[:, :1])
-    groups = frames[:, 1:].reshape(frames.shape[0], -1, size, *frames.shape[2:]).swapaxes(0, 1)
-    rest = lax.scan(step, carry, groups)[1].swapaxes(0, 1)
-    return jnp.concatenate([first, rest.reshape(rest.shape[0], -1, *first.shape[2:])], axis=1)
 
 
 def patchify(video: Float[Array, "b t h w c"], size: int) -> Float[Array, "b t p q d"]:
@@ -447,10 +371,10 @@ class Autoencoder(nnx.Module):
 
         def encode(video: Array) -> Array:
             def reduce(cut: Cut) -> Array:
-                return _in_time(functools.partial(self._reduce, cut=cut), video, self.config.time_factor)
+                return in_time(functools.partial(self._reduce, cut=cut), video, self.config.time_factor)
 
-            features = _in_tiles(reduce, size, self.config.tile, _encoder_levels(self.config))
-            return _in_time(self._finish, features, 1)
+            features = in_tiles(reduce, size, self.config.tile, _encoder_levels(self.config))
+            return in_time(self._finish, features, 1)
 
         return lax.map(lambda one: encode(one[None])[0], video)
 
@@ -461,13 +385,13 @@ class Autoencoder(nnx.Module):
         """
 
         def decode(latents: Array) -> Array:
-            features = _in_time(self._begin, latents, 1)
+            features = in_time(self._begin, latents, 1)
 
             def enlarge(cut: Cut) -> Array:
-                return _in_time(functools.partial(self._enlarge, cut=cut), features, 1)
+                return in_time(functools.partial(self._enlarge, cut=cut), features, 1)
 
             size = (latents.shape[2], latents.shape[3])
-            return _in_tiles(enlarge, size, self.config.tile, _decoder_levels(self.config))
+            return in_tiles(enlarge, size, self.config.tile, _decoder_levels(self.config))
 
         return lax.map(lambda one: decode(one[None])[0], latents)
 

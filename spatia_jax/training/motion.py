@@ -21,7 +21,7 @@ import jaxlie
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
-from spatia_jax import mapper, stages
+from spatia_jax import map_stage, mapper, stages
 from spatia_jax.cameras import Cameras
 from spatia_jax.cameras.drift import perturb
 from spatia_jax.data.conditioning import Sequence
@@ -95,16 +95,16 @@ class Guide:
         self, params: Params, world: World, frames: UInt8[Array, "t h w 3"], moving: Bool[Array, "t h w"],
         path: Cameras, *, opening: bool,
     ) -> tuple[World, dict[str, Array]]:  # fmt: skip
-        """The memory update of `stages.map_tracking` with given cameras and the true masks, and what led up to it."""
+        """What `map_stage.map_tracking` does, with given cameras and the true masks, and the cues that led up to it."""
         model, nothing, chosen = self.model, jnp.zeros((0, 0)), stages.keyframes(self.model, len(frames))
         shown, cameras = to_unit(frames[chosen]), path[chosen]
         prior, seen = model.estimate_depth(params, to_signed(frames[chosen])), stages.project(model, world, cameras)
         aligned = mapper.update(
             model.config.mapper, prior, shown, cameras, seen.depth, stages.plain_color(seen)
         ).depth  # fmt: skip
-        tracked, truth = stages.Tracked(shown, cameras, path, prior, aligned, seen), moving[chosen]
-        row = pack(stages.motion_cues_of(model, world, tracked), truth)
-        mapped = stages.settle(model, tracked, truth)
+        tracked, truth = map_stage.Tracked(shown, cameras, path, prior, aligned, seen), moving[chosen]
+        row = pack(map_stage.motion_cues_of(model, world, tracked), truth)
+        mapped = map_stage.settle(model, tracked, truth)
         no_references = jnp.full((model.config.clip.references,), -1, jnp.int32)
         request = ClipRequest(path, nothing, nothing, moving)
         after = stages.remember(model, world, request, frames, mapped, tracked.path, no_references, opening=opening)

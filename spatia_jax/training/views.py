@@ -26,6 +26,7 @@ from spatia_jax.io.atomic import atomic_write
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_signed, to_unit
 from spatia_jax.pyramid import shrink
+from spatia_jax.stages import look_around
 from spatia_jax.training.examples import Rows, load_examples
 
 _PHOTOS, _VIEWS, _CLIPS = 4, 6, 4  # of a scene: photos, views shown of the map of each; clips of the video
@@ -37,21 +38,18 @@ def make_viewer(model: Model) -> Callable:
     What the points of one frame [h, w, 3] uint8 show in v targets; photo: its Cameras []; estimated: bool, whether the
     depth network's depth replaces the true one [h, w].
     """
-    config = model.config
-    assert config.inpainter is not None
-    scale, size = config.inpainter.scale, config.inpainter.panorama
+    config = model.config.inpainter
+    assert config is not None
+    scale = config.scale
 
     def view(
         params: Params, frame: Array, depth: Array, photo: Cameras, estimated: Bool[Array, ""], targets: Cameras
     ) -> dict[str, Array]:
         depth = jnp.where(estimated, model.estimate_depth(params, to_signed(frame[None]))[0], depth)
         positions, colors, _, valid = memory.from_depth(to_unit(frame), depth, photo, jnp.ones(depth.shape, bool))
-        seen = memory.look_around(
-            positions, colors, valid, targets,
-            height=config.clip.height, width=config.clip.width, scale=scale, size=size, splat_config=config.splat,
-        )  # fmt: skip
-        color, coverage = shrink(seen.color, seen.coverage, scale)
-        pictures = {"color": color, "coverage": coverage, "panorama": seen.panorama}
+        color, coverage, panorama, _ = look_around(model, positions, colors, valid, targets)
+        color, coverage = shrink(color, coverage, scale)
+        pictures = {"color": color, "coverage": coverage, "panorama": panorama}
         return {name: jnp.round(255 * picture).astype(jnp.uint8) for name, picture in pictures.items()}
 
     return jax.jit(view)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatia_jax import stages
+from spatia_jax import map_stage
 from spatia_jax.cameras import Cameras
 from spatia_jax.config import load_experiment
 from spatia_jax.data.procedural import ProceduralSource
@@ -163,18 +163,18 @@ def test_is_there_where_cameras_are_tracked_and_old_folders_are_told_how_to_do_w
 def test_the_threshold_decides(model, monkeypatch):
     """A network that says the same of every pixel: all of them move, or none."""
     params = {"motion": model.init("motion", jax.random.key(0))}  # starts at even odds
-    tracked = stages.Tracked(
+    tracked = map_stage.Tracked(
         frames=jnp.zeros((K, H, W, 3)), cameras=views_in_place(K), path=views_in_place(K), prior=jnp.ones((K, H, W)),
         depth=jnp.ones((K, H, W)), seen=Projection(jnp.zeros((K, H, W, 3)), jnp.zeros((K, H, W)), jnp.zeros((K, H, W))),
     )  # fmt: skip
     world = new_world(model, jax.random.key(0))
     half = (K, H // 2, W // 2)
     cues = Cues(tracked.frames, jnp.zeros((*half, NUM_DIFFERENCES, 3)), jnp.zeros((*half, NUM_SCALARS)))
-    monkeypatch.setattr(stages, "motion_cues_of", lambda *_: cues)  # whatever it is shown
+    monkeypatch.setattr(map_stage, "motion_cues_of", lambda *_: cues)  # whatever it is shown
     for threshold, moves in ((0.4, True), (0.6, False)):
         motion = dataclasses.replace(model.config.motion, threshold=threshold)
         decided = Model(dataclasses.replace(model.config, motion=motion))
-        found = stages.find_moving(decided, params, world, tracked)
+        found = map_stage.find_moving(decided, params, world, tracked)
         assert found.all() == moves == found.any()
 
 
