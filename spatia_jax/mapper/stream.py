@@ -1,8 +1,9 @@
 """A sequence mapped frame by frame: track, make keyframes, adjust a window, close loops, and keep a point map.
 
-Every step has fixed shapes and a fixed cost: a window of the last keyframes is adjusted for each new one, older ones
-stay. Old keyframes that see the same place (co-visibility by depth and pose) are matched too; when such a loop is found
-all keyframes are adjusted together, and the points of those that moved are moved with them.
+Every step has fixed shapes and a bounded cost: a window of the last keyframes is adjusted for each new one. Old
+keyframes that see the same place (co-visibility by depth and pose) are matched too. Every few keyframes all of them are
+adjusted together, which closes such loops and slows the drift of the scale, and the points of those that moved are
+moved with them.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class _Run:
         self.num_first = min(config.window, len(frames))
         self.anchor: dict[int, tuple[int, np.ndarray]] = {}  # frame -> (keyframe's frame, pose relative to it)
         self.loops: list[tuple[int, int]] = []
-        self.new_loops = self.since_closure = self.closures = 0
+        self.since_closure = self.closures = 0
         self.inserted: set[int] = set()
 
     def begin(self) -> None:
@@ -164,7 +165,7 @@ class _Run:
         if config.loops:
             self._find_loops(slot)
         self.since_closure += 1
-        if self.new_loops and self.since_closure >= config.close_every:
+        if self.since_closure >= config.close_every:
             self._close()
         self._insert(slot - config.window)
 
@@ -252,7 +253,6 @@ class _Run:
         numbers = np.asarray(self.graph.frames)
         found = [(int(numbers[slot]), int(numbers[c])) for c, yes in zip(chosen, believed, strict=False) if yes]
         self.loops += found
-        self.new_loops += len(found)
 
     def _close(self) -> None:
         """All keyframes adjusted together; points move with theirs."""
@@ -264,7 +264,7 @@ class _Run:
             new.inverse_depth.reshape(len(old.lens), -1), axis=1
         )
         self.point_map = steps.move_points(self.point_map, before.frames, old.cameras(), new.cameras(), scale)
-        self.new_loops = self.since_closure = 0
+        self.since_closure = 0
         self.closures += 1
 
     def _insert(self, slot: int) -> None:

@@ -35,8 +35,7 @@ class StreamConfig:
     Attributes:
         rows: of the grid that is matched.
         matcher: the front end; far_matcher: the same for loops, which begins further away from the answer.
-        adjustment: of the window at every keyframe, and of all keyframes when a loop closes; its kernel is in pixels of
-            a grid of 48 rows.
+        adjustment: of the window at every keyframe, and of all keyframes; its kernel is in pixels of a grid of 48 rows.
         match_sigma_px: of a match of weight 1, in pixels of a grid of 48 rows.
         keyframes, pairs: capacities.
         window: keyframes that are adjusted for each new one; the first two of them hold the gauge.
@@ -46,7 +45,7 @@ class StreamConfig:
         loop_gap: keyframes by which a loop goes back at least.
         loop_overlap: share of an old keyframe that the new one has to see.
         loop_share: mean weight of the matches from which on a loop is believed.
-        close_every: keyframes between adjustments of all, if there were loops.
+        close_every: keyframes between adjustments of all.
         agreements: neighbours that have to confirm a depth before it becomes a point.
         view_tolerance: relative depth within which they do.
         sensor_sigma: relative error of given depth.
