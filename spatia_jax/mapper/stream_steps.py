@@ -171,9 +171,13 @@ def _adjusted(
     config: StreamConfig, widths: tuple[float, ...], matches: Matches, start: Variables,
     sensor: Float[Array, "v h w"], fixed: Bool[Array, " v"],
 ) -> tuple[Variables, Float[Array, "v h w"]]:  # fmt: skip
-    """Variables and the variance of their inverse depth, which the matches bear out."""
-    middle = jnp.median(start.inverse_depth, axis=(1, 2), keepdims=True)
-    depth = jnp.where(sensor > 0, sensor, 1 / middle)
+    """Variables and the variance of their inverse depth, which the matches bear out.
+
+    Where no sensor says otherwise, a depth is held loosely to what it was. Held to the median of its frame it is pulled
+    to the far side, since most of the pixels that are far from a median are near the camera: each adjustment then made
+    the whole sequence a little larger (8-fold over 125 frames).
+    """
+    depth = jnp.where(sensor > 0, sensor, 1 / start.inverse_depth)
     sigma = jnp.where(sensor > 0, config.sensor_sigma, 1.0)
     priors = dataclasses.replace(Priors.none(start, 0).with_depth(depth, sigma), fixed=fixed)
     found = adjust(matches, priors, start, config.kernel(*widths)).variables
