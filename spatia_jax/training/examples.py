@@ -18,7 +18,6 @@ import numpy as np
 
 from spatia_jax.cameras import Cameras
 from spatia_jax.data.conditioning import ConditioningConfig, Sequence, condition
-from spatia_jax.data.pipeline import Host, batched, mixture, shuffled
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.model import Model, Params
@@ -128,19 +127,18 @@ class Rows:
 
 
 def example_batches(
-    directory: Path, tokenizer: Tokenizer, text_length: int, *, batch_size: int, seed: int, opening_share: float,
-    host: Host | None = None,
-) -> grain.MapDataset:  # fmt: skip
-    """Endless batches, each of one kind; a share of `opening_share` of them are opening clips.
-
-    With a `host`, its part of each of them (`data.pipeline`).
-    """
+    directory: Path, tokenizer: Tokenizer, text_length: int, *, batch_size: int, seed: int, opening_share: float
+) -> grain.MapDataset:
+    """Endless batches, each of one kind; a share of `opening_share` of them are opening clips."""
     ids, mask = tokenizer.encode([""], text_length)
     empty = {"empty_ids": ids[0], "empty_mask": mask[0]}
 
     def batches(kind: str) -> grain.MapDataset:
-        return batched(shuffled(Rows(load_examples(directory, kind), empty), seed), batch_size, host)
+        rows = grain.MapDataset.source(Rows(load_examples(directory, kind), empty))
+        return rows.seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
 
     if opening_share >= 1.0:
         return batches("opening")
-    return mixture([batches("opening"), batches("continuing")], [opening_share, 1.0 - opening_share])
+    return grain.MapDataset.mix(
+        [batches("opening"), batches("continuing")], weights=[opening_share, 1.0 - opening_share]
+    )

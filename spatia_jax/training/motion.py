@@ -25,7 +25,6 @@ from spatia_jax import map_stage, mapper, stages
 from spatia_jax.cameras import Cameras
 from spatia_jax.cameras.drift import perturb
 from spatia_jax.data.conditioning import Sequence
-from spatia_jax.data.pipeline import batched, shuffled
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.mapper.motion_cues import Cues
@@ -141,4 +140,5 @@ def build_motion(
 
 def motion_batches(directory: Path, *, batch_size: int, seed: int) -> grain.MapDataset:
     """Endless batches of packed keyframes."""
-    return batched(shuffled(Rows(load_examples(directory, "motion")), seed), batch_size)
+    rows = grain.MapDataset.source(Rows(load_examples(directory, "motion")))
+    return rows.seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)

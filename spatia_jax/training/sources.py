@@ -1,6 +1,6 @@
 """Batches for the autoencoder and the depth network, cut out of posed RGB-D sequences.
 
-Batch i is a function of i and the seed alone, so the step of a run says which data come next (`data.pipeline`).
+Batch i is a function of i and the seed alone, so the step of a run says which data come next.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from collections.abc import Sequence as Source
 import grain
 import numpy as np
 
-from spatia_jax.data.pipeline import Host, batched, shuffled
 from spatia_jax.errors import InputError
 
 
-def _batches(source: Source[dict], cut: Callable, batch_size: int, seed: int, host: Host | None) -> grain.MapDataset:
-    """This host's part of endless batches of `cut(record, generator)` over shuffled records."""
-    return batched(shuffled(source, seed).random_map(cut), batch_size, host)
+def _batches(source: Source[dict], cut: Callable, batch_size: int, seed: int) -> grain.MapDataset:
+    """Endless batches of `cut(record, generator)` over shuffled records."""
+    return (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(cut)
+        .batch(batch_size, drop_remainder=True)
+    )
 
 
-def crop_batches(
-    source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int, host: Host | None = None
-) -> grain.MapDataset:
+def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int) -> grain.MapDataset:
     """Batches `{"frames": [b, frames, crop, crop, 3] uint8}` of random cuts in time and space, some mirrored."""
 
     def cut(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -36,10 +40,10 @@ def crop_batches(
         piece = video[t : t + frames, y : y + crop, x : x + crop]
         return {"frames": np.ascontiguousarray(piece[:, :, ::-1] if rng.integers(2) else piece)}
 
-    return _batches(source, cut, batch_size, seed, host)
+    return _batches(source, cut, batch_size, seed)
 
 
-def depth_batches(source: Source[dict], *, batch_size: int, seed: int, host: Host | None = None) -> grain.MapDataset:
+def depth_batches(source: Source[dict], *, batch_size: int, seed: int) -> grain.MapDataset:
     """Batches `{"frames": [b, h, w, 3] uint8, "depth": [b, h, w] metres}` of single frames, some mirrored."""
 
     def cut(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -50,4 +54,4 @@ def depth_batches(source: Source[dict], *, batch_size: int, seed: int, host: Hos
             "depth": np.asarray(record["depth"][t][:, flip], np.float32),
         }
 
-    return _batches(source, cut, batch_size, seed, host)
+    return _batches(source, cut, batch_size, seed)

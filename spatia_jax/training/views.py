@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool
 
 from spatia_jax import memory
 from spatia_jax.cameras import Cameras
-from spatia_jax.data.pipeline import batched, shuffled
 from spatia_jax.data.procedural import KINDS, render, sample_path, sample_scene
 from spatia_jax.data.procedural.paths import FRAMES_PER_SECOND
 from spatia_jax.io.atomic import atomic_write
@@ -122,7 +121,8 @@ def view_batches(directory: Path, *, batch_size: int, seed: int) -> grain.MapDat
         varied["panorama"] = np.concatenate([around, row["panorama"][..., 3:]], axis=-1)
         return mirrored(varied) if rng.integers(2) else varied
 
-    return batched(shuffled(Rows(load_examples(directory, "views")), seed).random_map(vary), batch_size)
+    rows = grain.MapDataset.source(Rows(load_examples(directory, "views")))
+    return rows.seed(seed).shuffle().repeat().random_map(vary).batch(batch_size, drop_remainder=True)
 
 
 def mirrored(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -147,7 +147,7 @@ def _of_part(cameras: Cameras, size: tuple[int, int]) -> Cameras:
     a video of other proportions is taken for a crop at its centre, as most copies of the data set are.
     """
     intrinsics = np.asarray(cameras.intrinsics)
-    height = 1000
+    height = 100_000  # so fine that rounding to whole pixels does not matter
     original = (height, round(height * float(intrinsics[0, 1] / intrinsics[0, 0])))
     return dataclasses.replace(cameras, intrinsics=jnp.asarray(adjust_intrinsics(intrinsics, Crop(original, size))))
 

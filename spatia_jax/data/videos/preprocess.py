@@ -103,13 +103,11 @@ def prepare(item: Item, layout: str, config: PrepareConfig, network: DepthNetwor
 
 
 def _without(footage: Footage, ignored: tuple[Given, ...]) -> Footage:
-    return dataclasses.replace(
-        footage,
-        cameras=None if "cameras" in ignored else footage.cameras,
-        depth=None if "depth" in ignored else footage.depth,
-        moving=None if "masks" in ignored else footage.moving,
-        metric=footage.metric and not {"cameras", "depth"} <= set(ignored),
-    )
+    cameras = None if "cameras" in ignored else footage.cameras
+    depth = None if "depth" in ignored else footage.depth
+    moving = None if "masks" in ignored else footage.moving
+    metric = footage.metric and not cameras is depth is None
+    return dataclasses.replace(footage, cameras=cameras, depth=depth, moving=moving, metric=metric)
 
 
 def _cut(frames: Iterator[np.ndarray], length: int, step: int) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -138,14 +136,16 @@ def _record(
     fitted = [fit_image(frame, height, width) for frame in frames]
     video, crop = np.stack([picture for picture, _ in fitted]), fitted[0][1]
     mapped = np.stack([fit_image(frame, rows * STEP, columns * STEP)[0] for frame in frames])
+    depth = coarse = None
+    if footage.depth is not None:
+        depth = fit_map(np.stack([footage.depth(number) for number in numbers]), height, width)
+        coarse = fit_map(depth, rows, columns)
     if footage.cameras is not None:
         chosen = footage.cameras[first : first + len(frames)]
         cameras = Cameras(chosen.cam_from_world, jnp.asarray(adjust_intrinsics(np.asarray(chosen.intrinsics), crop)))
     else:
-        cameras = geometry.find_cameras(_moves(mapped, where), adjust_intrinsics(intrinsics, crop))
-    if footage.depth is not None:
-        depth = fit_map(np.stack([footage.depth(number) for number in numbers]), height, width)
-    else:
+        cameras = geometry.find_cameras(_moves(mapped, where), adjust_intrinsics(intrinsics, crop), coarse)
+    if depth is None:
         coarse = geometry.triangulate(config.geometry, mapped, cameras)
         depth = np.asarray(geometry.enlarge(jnp.asarray(coarse), (height, width)))
     if network is not None and footage.depth is None:

@@ -1,0 +1,99 @@
+"""Global batches do not depend on how many hosts or workers read them, nor on where a run was stopped."""
+
+from __future__ import annotations
+
+import grain
+import numpy as np
+import pytest
+from absl import flags
+
+from spatia_jax.data.pipeline import host_part, mixture, shuffled
+from spatia_jax.errors import InputError
+
+BATCH, STEPS = 4, 9
+
+
+def rows(first: int, count: int) -> list[dict]:
+    return [{"id": np.int64(first + i)} for i in range(count)]
+
+
+def vary(row: dict, rng: np.random.Generator) -> dict:
+    return row | {"cut": rng.integers(1_000_000)}
+
+
+def one_source() -> grain.MapDataset:
+    return shuffled(rows(0, 10), 3).random_map(vary)
+
+
+def two_sources() -> grain.MapDataset:
+    return mixture([shuffled(rows(0, 10), 3), shuffled(rows(100, 7), 5)], [3, 1]).seed(1).random_map(vary)
+
+
+ELEMENTS = pytest.mark.parametrize("elements", [one_source, two_sources])
+
+
+def assert_same(batch: dict, expected: dict) -> None:
+    assert batch.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(batch[name], value)
+
+
+@ELEMENTS
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_parts_of_all_hosts_are_the_global_batch(elements, hosts):
+    whole = host_part(elements(), BATCH)
+    parts = [host_part(elements(), BATCH, index, hosts) for index in range(hosts)]
+    for step in range(STEPS):
+        pieces = [part[step] for part in parts]
+        assert all(len(piece["id"]) == BATCH // hosts for piece in pieces)
+        assert_same({name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}, whole[step])
+
+
+@ELEMENTS
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_run_goes_on_where_it_stopped(elements, threads):
+    """From the step alone; with another number of hosts than before."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    whole = [batch for batch, _ in zip(iter(host_part(elements(), BATCH).to_iter_dataset(options)), range(STEPS))]
+    for index in range(2):
+        resumed = iter(host_part(elements(), BATCH, index, 2)[5:].to_iter_dataset(options))
+        for step in range(5, STEPS):
+            share = slice(index * 2, index * 2 + 2)
+            assert_same(next(resumed), {name: value[share] for name, value in whole[step].items()})
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing():
+    flags.FLAGS.mark_as_parsed()  # Grain asks absl, whose own main has not run
+    whole = host_part(two_sources(), BATCH)
+    workers = grain.MultiprocessingOptions(num_workers=2)
+    batches = iter(whole.to_iter_dataset().mp_prefetch(workers))
+    for step in range(STEPS):
+        assert_same(next(batches), whole[step])
+
+
+def test_an_epoch_sees_everything_once():
+    ids = np.concatenate([host_part(one_source(), 5)[step]["id"] for step in range(4)])
+    assert sorted(ids[:10]) == sorted(ids[10:]) == list(range(10))
+    assert (ids[:10] != ids[10:]).any()
+
+
+def test_a_mixture_has_its_proportions_and_each_part_its_order():
+    ids = np.array([two_sources()[i]["id"] for i in range(400)])
+    assert abs((ids >= 100).mean() - 0.25) < 0.01
+    alone = [shuffled(rows(100, 7), 5)[i]["id"] for i in range(20)]
+    np.testing.assert_array_equal(ids[ids >= 100][:20], alone)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: host_part(one_source(), 6, 0, 4), "a batch of 6 for 4 hosts: it must be a multiple of 4"),
+        (lambda: host_part(one_source(), 4, 2, 2), "host 2 of 2: expected an index from 0 to 1"),
+        (lambda: mixture([one_source()], [1, 2]), "1 data sets with weights"),
+        (lambda: mixture([one_source(), one_source()], [1, 0]), "above 0"),
+    ],
+)
+def test_bad_sizes_are_one_line(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
