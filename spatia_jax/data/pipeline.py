@@ -9,10 +9,23 @@ data position: `batches[step:]` goes on from there, on any number of hosts, with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grain
 
 from spatia_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Host:
+    """One of the readers of a job: the `index`-th of `count`."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise InputError(f"host {self.index} of {self.count}: expected an index from 0 to {self.count - 1}")
 
 
 def shuffled(source: grain.sources.RandomAccessDataSource, seed: int) -> grain.MapDataset:
@@ -34,14 +47,13 @@ def mixture(datasets: Sequence[grain.MapDataset], weights: Sequence[float]) -> g
     return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, [w / total for w in weights])
 
 
-def host_part(elements: grain.MapDataset, batch_size: int, index: int = 0, count: int = 1) -> grain.MapDataset:
-    """The `index`-th of `count` equal parts of every batch; by default whole batches.
+def batched(elements: grain.MapDataset, batch_size: int, host: Host | None = None) -> grain.MapDataset:
+    """A host's part of every batch of `batch_size`; without a host, whole batches.
 
     Raises:
-        InputError: the hosts do not divide the batch, or there is no such host.
+        InputError: the hosts do not divide the batch.
     """
-    if not 0 <= index < count:
-        raise InputError(f"host {index} of {count}: expected an index from 0 to {count - 1}")
-    if batch_size < 1 or batch_size % count:
-        raise InputError(f"a batch of {batch_size} for {count} hosts: it must be a multiple of {count}")
-    return elements.batch(batch_size // count, drop_remainder=True)[index::count]
+    host = host or Host()
+    if batch_size < 1 or batch_size % host.count:
+        raise InputError(f"a batch of {batch_size} for {host.count} hosts: it must be a multiple of {host.count}")
+    return elements.batch(batch_size // host.count, drop_remainder=True)[host.index :: host.count]

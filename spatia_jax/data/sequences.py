@@ -8,7 +8,7 @@ from typing import Any
 
 import grain
 
-from spatia_jax.data.pipeline import host_part, shuffled
+from spatia_jax.data.pipeline import batched, shuffled
 from spatia_jax.data.procedural.records import ProceduralConfig
 
 
@@ -60,4 +60,4 @@ def sequence_batches(source: Sequence[dict], *, batch_size: int, seed: int, keys
     def pick(record: dict) -> dict:
         return {key: record[key] for key in keys}
 
-    return host_part(shuffled(source, seed).map(pick), batch_size)
+    return batched(shuffled(source, seed).map(pick), batch_size)

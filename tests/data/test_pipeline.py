@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from spatia_jax.data.pipeline import host_part, mixture, shuffled
+from spatia_jax.data.pipeline import Host, batched, mixture, shuffled
 from spatia_jax.errors import InputError
 
 BATCH, STEPS = 4, 9
@@ -41,8 +41,8 @@ def assert_same(batch: dict, expected: dict) -> None:
 @ELEMENTS
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_the_parts_of_all_hosts_are_the_global_batch(elements, hosts):
-    whole = host_part(elements(), BATCH)
-    parts = [host_part(elements(), BATCH, index, hosts) for index in range(hosts)]
+    whole = batched(elements(), BATCH)
+    parts = [batched(elements(), BATCH, Host(index, hosts)) for index in range(hosts)]
     for step in range(STEPS):
         pieces = [part[step] for part in parts]
         assert all(len(piece["id"]) == BATCH // hosts for piece in pieces)
@@ -54,9 +54,10 @@ def test_the_parts_of_all_hosts_are_the_global_batch(elements, hosts):
 def test_a_run_goes_on_where_it_stopped(elements, threads):
     """From the step alone; with another number of hosts than before."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
-    whole = [batch for batch, _ in zip(iter(host_part(elements(), BATCH).to_iter_dataset(options)), range(STEPS))]
+    batches = iter(batched(elements(), BATCH).to_iter_dataset(options))
+    whole = [next(batches) for _ in range(STEPS)]
     for index in range(2):
-        resumed = iter(host_part(elements(), BATCH, index, 2)[5:].to_iter_dataset(options))
+        resumed = iter(batched(elements(), BATCH, Host(index, 2))[5:].to_iter_dataset(options))
         for step in range(5, STEPS):
             share = slice(index * 2, index * 2 + 2)
             assert_same(next(resumed), {name: value[share] for name, value in whole[step].items()})
@@ -65,7 +66,7 @@ def test_a_run_goes_on_where_it_stopped(elements, threads):
 @pytest.mark.slow
 def test_worker_processes_change_nothing():
     flags.FLAGS.mark_as_parsed()  # Grain asks absl, whose own main has not run
-    whole = host_part(two_sources(), BATCH)
+    whole = batched(two_sources(), BATCH)
     workers = grain.MultiprocessingOptions(num_workers=2)
     batches = iter(whole.to_iter_dataset().mp_prefetch(workers))
     for step in range(STEPS):
@@ -73,7 +74,7 @@ def test_worker_processes_change_nothing():
 
 
 def test_an_epoch_sees_everything_once():
-    ids = np.concatenate([host_part(one_source(), 5)[step]["id"] for step in range(4)])
+    ids = np.concatenate([batched(one_source(), 5)[step]["id"] for step in range(4)])
     assert sorted(ids[:10]) == sorted(ids[10:]) == list(range(10))
     assert (ids[:10] != ids[10:]).any()
 
@@ -88,8 +89,8 @@ def test_a_mixture_has_its_proportions_and_each_part_its_order():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: host_part(one_source(), 6, 0, 4), "a batch of 6 for 4 hosts: it must be a multiple of 4"),
-        (lambda: host_part(one_source(), 4, 2, 2), "host 2 of 2: expected an index from 0 to 1"),
+        (lambda: batched(one_source(), 6, Host(0, 4)), "a batch of 6 for 4 hosts: it must be a multiple of 4"),
+        (lambda: Host(2, 2), "host 2 of 2: expected an index from 0 to 1"),
         (lambda: mixture([one_source()], [1, 2]), "1 data sets with weights"),
         (lambda: mixture([one_source(), one_source()], [1, 0]), "above 0"),
     ],
