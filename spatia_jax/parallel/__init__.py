@@ -1,24 +1,32 @@
 """Devices: the mesh, and how arrays lie on it."""
 
+from spatia_jax.parallel.in_use import axis_sizes, batch_axes, on_every_device, platform, split_frames
 from spatia_jax.parallel.mesh import data_mesh, replicated, split_batch, use_all_cores
 from spatia_jax.parallel.sharding import (
+    AXES,
     MeshConfig,
+    batch_shardings,
     make_mesh,
-    on_every_device,
     param_shardings,
     param_specs,
-    split_frames,
+    state_shardings,
 )
 
 __all__ = [
+    "AXES",
     "MeshConfig",
+    "axis_sizes",
+    "batch_axes",
+    "batch_shardings",
     "data_mesh",
     "make_mesh",
     "on_every_device",
     "param_shardings",
     "param_specs",
+    "platform",
     "replicated",
     "split_batch",
     "split_frames",
+    "state_shardings",
     "use_all_cores",
 ]
