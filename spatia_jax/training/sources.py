@@ -12,21 +12,16 @@ import grain
 import numpy as np
 
 from spatia_jax.errors import InputError
+from spatia_jax.training.batches import Batches
 
 
-def _batches(source: Source[dict], cut: Callable, batch_size: int, seed: int) -> grain.MapDataset:
+def _batches(source: Source[dict], cut: Callable, batch_size: int, seed: int) -> Batches:
     """Endless batches of `cut(record, generator)` over shuffled records."""
-    return (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(cut)
-        .batch(batch_size, drop_remainder=True)
-    )
+    rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(cut)
+    return Batches((rows,), batch_size)
 
 
-def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int) -> grain.MapDataset:
+def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int) -> Batches:
     """Batches `{"frames": [b, frames, crop, crop, 3] uint8}` of random cuts in time and space, some mirrored."""
 
     def cut(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -43,7 +38,7 @@ def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: in
     return _batches(source, cut, batch_size, seed)
 
 
-def depth_batches(source: Source[dict], *, batch_size: int, seed: int) -> grain.MapDataset:
+def depth_batches(source: Source[dict], *, batch_size: int, seed: int) -> Batches:
     """Batches `{"frames": [b, h, w, 3] uint8, "depth": [b, h, w] metres}` of single frames, some mirrored."""
 
     def cut(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:

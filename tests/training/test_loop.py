@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatia_jax.training import FitConfig, OptimizerConfig, fit
+from spatia_jax.training import Batches, FitConfig, OptimizerConfig, fit
 
 QUIET = OptimizerConfig(learning_rate=0.1, warmup_steps=1)
 
@@ -25,8 +25,8 @@ class Line:
     def init(self, key):
         return {"a": jax.random.normal(key, (1, 1)), "b": jnp.zeros(1)}
 
-    def loss(self, params, batch, key):
-        x = batch["x"] + 0.01 * jax.random.normal(key, batch["x"].shape)
+    def loss(self, params, batch, keys):
+        x = batch["x"] + 0.01 * jax.vmap(lambda key: jax.random.normal(key, (1,)))(keys)
         error = jnp.mean(jnp.square(x @ params["a"] + params["b"] - 3 * batch["x"] - 1))
         return jnp.where(batch["x"].max() >= self.breaks_at, jnp.nan, error), {}
 
@@ -40,7 +40,7 @@ class Counting:
 
 
 def batches():
-    return grain.MapDataset.source(Counting()).batch(4)
+    return Batches((grain.MapDataset.source(Counting()),), 4)
 
 
 def config(steps=12, save_every=4):
