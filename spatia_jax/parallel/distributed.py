@@ -54,7 +54,9 @@ def launch_arguments(environment: Mapping[str, str]) -> dict | None:
     given = [name for name in _PLAIN if environment.get(name)]
     if given:
         if missing := [name for name in _PLAIN if name not in given]:
-            raise InputError(f"{', '.join(given)} is set, but not {', '.join(missing)}; a job on several hosts needs all")
+            raise InputError(
+                f"{', '.join(given)} is set, but not {', '.join(missing)}; a job on several hosts needs all"
+            )
         count, index = _number(environment, "NUM_PROCESSES"), _number(environment, "PROCESS_ID")
         if not 0 <= index < count:
             raise InputError(f"PROCESS_ID is {index}; it must lie between 0 and {count - 1} (NUM_PROCESSES is {count})")

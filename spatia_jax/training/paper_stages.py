@@ -7,12 +7,9 @@ main blocks beside everything frozen (stage 2), or the whole transformer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Source
 from pathlib import Path
 from typing import Literal
-
-import jax
 
 from spatia_jax.config import TrainingConfig
 from spatia_jax.data import open_sequences
@@ -68,9 +65,7 @@ def train_stage(
             watch.fps,
             watch.cost,
         )
-    state = fit(
-        objective, config, batches, output / stage, mesh=training.mesh, start=begin, frozen=frozen, watch=watch
-    )
+    state = fit(objective, config, batches, output / stage, mesh=training.mesh, start=begin, frozen=frozen, watch=watch)
     return state.networks
 
 
@@ -114,4 +109,6 @@ class _Finder:
                 continue
             shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
             return load_network(self.model, folder, name, shardings=shardings)
-        raise InputError(f"no weights of the {name} in {' or '.join(map(str, self.folders))}; train it first, or --start")
+        raise InputError(
+            f"no weights of the {name} in {' or '.join(map(str, self.folders))}; train it first, or --start"
+        )
