@@ -85,6 +85,8 @@ def train(args: TrainArgs) -> None:
     if args.part in ("stage1", "stage2"):
         tokenizer = distributed.first_alone(lambda: _tokenizer(model, source, weights, args.start))
         params = train_stage(model, args.part, source, tokenizer, args.output, args.start)
+    elif jax.process_count() > 1:
+        raise InputError(f"--part {args.part} is trained on one host; stage1 and stage2 on any number")
     else:
         params = _TRAINERS[args.part](model, source, args.output, weights)
     for name, value in params.items():

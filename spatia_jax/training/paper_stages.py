@@ -84,13 +84,18 @@ def stage_batches(
 ) -> Batches:
     """Batches of a stage, from cached latents (made now if they are missing) or raw clips, as the config says."""
     training, config = model.config.training, stage_config(model.config.training, stage)
-    share = 1.0 if stage == "stage1" else training.opening_share
-    how = {"batch_size": config.batch_size, "seed": config.seed, "opening_share": share}
+    size, seed, share = config.batch_size, config.seed, 1.0 if stage == "stage1" else training.opening_share
     if training.latents == "on_the_fly":
-        return clip_batches(model, source, tokenizer, **how)
-    for kind in KINDS if share < 1.0 else ("opening",):
-        distributed.first_alone(lambda kind=kind: build_examples(model, frozen, source, tokenizer, cache, kind))
-    return example_batches(cache, tokenizer, model.config.clip.text_length, **how)
+        return clip_batches(model, source, tokenizer, batch_size=size, seed=seed, opening_share=share)
+    kinds = [kind for kind in KINDS if kind == "opening" or share < 1.0]
+
+    def build() -> None:
+        for kind in kinds:
+            build_examples(model, frozen, source, tokenizer, cache, kind)
+
+    distributed.first_alone(build)
+    length = model.config.clip.text_length
+    return example_batches(cache, tokenizer, length, batch_size=size, seed=seed, opening_share=share)
 
 
 class _Finder:
@@ -109,6 +114,5 @@ class _Finder:
                 continue
             shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
             return load_network(self.model, folder, name, shardings=shardings)
-        raise InputError(
-            f"no weights of the {name} in {' or '.join(map(str, self.folders))}; train it first, or --start"
-        )
+        places = " or ".join(map(str, self.folders))
+        raise InputError(f"no weights of the {name} in {places}; train it first, or name a folder with --start")
