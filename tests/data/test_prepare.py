@@ -213,7 +213,9 @@ REJECTIONS: dict[str, tuple] = {
     "cameras required": (
         ("videos", "b"), lambda s: (s / "b.cameras.txt").unlink(), "has no camera file", {"require": ("cameras",)}
     ),
-    "masks required": (("videos", "b"), lambda s: (s / "b.masks.npz").unlink(), "has no masks", {"require": ("masks",)}),
+    "masks required": (
+        ("videos", "b"), lambda s: (s / "b.masks.npz").unlink(), "has no masks", {"require": ("masks",)}
+    ),
     "depth of another size": (
         ("videos", "b"), lambda s: np.save(s / "b.depth.npy", np.ones((9, 4, 4))), r"expected \(9, 48, 64\)"
     ),

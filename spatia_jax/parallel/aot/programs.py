@@ -1,0 +1,135 @@
+"""The programs that are compiled ahead of time, with shapes in place of all arrays; nothing is allocated.
+
+They are the functions that train.py and sample.py run, on the arrays that these give them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding
+
+from spatia_jax import diffusion, world
+from spatia_jax.cameras import Cameras
+from spatia_jax.model import Model
+from spatia_jax.parallel import on_every_device, param_shardings, replicated
+from spatia_jax.parallel.flops import ClipShape, decoder_flops, encoder_flops, transformer_flops
+from spatia_jax.plan.plan import WeightsDtype, abstract_weights, without_text_encoder
+from spatia_jax.sampling import compiled
+from spatia_jax.state import ClipRequest, Conditions
+
+Kind = Literal["train", "sample", "decode", "clip-step"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Something to compile.
+
+    Attributes:
+        function: under `jax.jit`.
+        arguments: pytrees of ShapeDtypeStruct with shardings.
+        classes: name of a class of arguments, and the pytree of those that belong to it.
+        flops: operations that one run needs on all devices together (`parallel.flops`).
+    """
+
+    function: Callable
+    arguments: tuple[Any, ...]
+    classes: dict[str, Any]
+    flops: float
+
+    def compile(self, mesh: Mesh) -> jax.stages.Compiled:
+        """For the devices of `mesh`, which need not be there."""
+        with jax.set_mesh(mesh):
+            return self.function.lower(*self.arguments).compile()
+
+
+def sampling_program(kind: Kind, model: Model, mesh: Mesh, dtype: WeightsDtype) -> Program:
+    """One denoising step with guidance, the decoding of a clip, or a whole round of the loop, of continuing clips.
+
+    Args:
+        dtype: of kernels and embeddings of the large networks.
+    """
+    weights = without_text_encoder(abstract_weights(model, dtype))
+    names = {"sample": ("transformer", "lora"), "decode": ("autoencoder",)}.get(kind, tuple(weights))
+    weights = {name: weights[name] for name in names if name in weights}
+    params = _placed(weights, param_shardings(weights, mesh))
+    if kind == "sample":
+        conditions = abstract_conditions(model)
+        row = jax.tree.map(lambda table: _shape(table.shape[1:]), diffusion.make_plan(model.config.sampler))
+        given = conditions, jax.eval_shape(compiled.init_state, conditions), row
+        function = functools.partial(compiled.denoising_step, model)
+    elif kind == "decode":
+        shape = clip_shape(model)
+        given = (_shape((1, shape.frames, shape.rows, shape.columns, model.config.autoencoder.z_dim)),)
+        function = functools.partial(Model.decode, model)
+    else:
+        given = jax.eval_shape(lambda: world.new_world(model, jax.random.key(0))), abstract_request(model)
+        function = functools.partial(world.clip_step, model)
+    # As in `sampling.compiled`: what goes from piece to piece lies whole on every device.
+    inputs = jax.tree.map(lambda leaf: _placed(leaf, replicated(mesh)), given)
+    run = jax.jit(lambda params, *given: on_every_device(function(params, *given)))
+    return Program(run, (params, *inputs), {"parameters": params, "inputs": inputs}, _sampling_flops(kind, model))
+
+
+def abstract_conditions(model: Model) -> Conditions:
+    """What the transformer paints on in a continuing clip, as shapes."""
+    shape, channels = clip_shape(model), model.config.autoencoder.z_dim
+    frames, picture = shape.references + shape.frames, (shape.rows, shape.columns)
+    text = _shape((1, shape.text_length, model.config.text_encoder.dim))
+    latents = _shape((1, frames, *picture, channels))
+    control = _shape((1, shape.frames, *picture, 2 * channels)) if model.config.memory.use_map else None
+    is_clean = _shape((frames,), jnp.bool_)
+    return Conditions(latents, is_clean, control, latents, text, text, num_references=shape.references, opening=False)
+
+
+def abstract_request(model: Model) -> ClipRequest:
+    """What the user asks of a continuing clip, as shapes."""
+    clip = model.config.clip
+    cameras = Cameras(_shape((clip.new_frames, 3, 4)), _shape((clip.new_frames, 4)))
+    text = _shape((clip.text_length, model.config.text_encoder.dim))
+    return ClipRequest(cameras, text, text, _shape((clip.new_frames, clip.height, clip.width), jnp.bool_))
+
+
+def clip_shape(model: Model, *, opening: bool = False) -> ClipShape:
+    """What the transformer is given for a clip of the config."""
+    clip, autoencoder = model.config.clip, model.config.autoencoder
+    frames = clip.opening_frames if opening else clip.continuing_frames
+    return ClipShape(
+        references=0 if opening else clip.references,
+        frames=1 + (frames - 1) // autoencoder.time_factor,
+        rows=clip.height // autoencoder.space_factor,
+        columns=clip.width // autoencoder.space_factor,
+        text_length=clip.text_length,
+    )
+
+
+def _sampling_flops(kind: Kind, model: Model) -> float:
+    config, shape = model.config, clip_shape(model)
+    passes = 1 if config.guidance == 1.0 else 2
+    step = passes * transformer_flops(config.transformer, shape).forward
+    decode = decoder_flops(config.autoencoder, shape.frames, shape.rows, shape.columns).forward
+    if kind == "sample":
+        return step
+    if kind == "decode":
+        return decode
+    size = config.clip.height, config.clip.width
+    encode = functools.partial(encoder_flops, config.autoencoder)
+    # Projection and hole mask; history; each reference alone. Splatting and mapping are not counted.
+    clips = 2 * encode(config.clip.continuing_frames, *size).forward + encode(config.clip.history_frames, *size).forward
+    return config.sampler.steps * step + decode + clips + shape.references * encode(1, *size).forward
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    def place(leaf: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def _shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)  # stands in for an array, which the types of pytrees ask for
