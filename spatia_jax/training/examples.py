@@ -31,9 +31,10 @@ KINDS = ("opening", "continuing")
 
 
 def as_sequence(record: dict) -> Sequence:
-    """A record of the procedural data set as a pytree."""
+    """A record of a data set (`data.open_sequences`) as a pytree."""
     cameras = Cameras(record["cam_from_world"], record["intrinsics"])
-    return Sequence(record["frames"], record["depth"].astype(np.float32), record["moving"], cameras)
+    overlap = record["overlap"].astype(np.float32) if "overlap" in record else None
+    return Sequence(record["frames"], record["depth"].astype(np.float32), record["moving"], cameras, overlap)
 
 
 def cut_clip(model: Model, sequence: Sequence, start: Array | int, kind: str) -> Cut:
