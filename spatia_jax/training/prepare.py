@@ -18,7 +18,7 @@ from spatia_jax.data.videos import builder, runner
 from spatia_jax.data.videos.captions import caption_key, read_captions
 from spatia_jax.data.videos.footage import Item
 from spatia_jax.data.videos.layouts import LAYOUTS, find_videos
-from spatia_jax.data.videos.preprocess import Given, PrepareConfig, with_captions
+from spatia_jax.data.videos.preprocess import Given, Motion, PrepareConfig, with_captions
 from spatia_jax.errors import InputError, exit_status
 from spatia_jax.model import Model
 from spatia_jax.parallel import use_all_cores
@@ -45,6 +45,8 @@ class PrepareArgs:
         no_captions: train without text, where there are none.
         require: reject videos that do not bring these.
         ignore: find these although they are given.
+        motion: without masks, what moves is "found" by the mapper, or "none" does; "layout": none in RealEstate10K and
+            7-Scenes, which are of static scenes.
         depth_network: complete depth with the experiment's depth network.
         weights: folder of the experiment's weights; by default those in the package.
         fov: horizontal field of view in degrees, where no intrinsics are known.
@@ -67,6 +69,7 @@ class PrepareArgs:
     no_captions: bool = False
     require: tuple[Given, ...] = ()
     ignore: tuple[Given, ...] = ()
+    motion: Motion = "layout"
     depth_network: bool = False
     weights: Path | None = None
     fov: float | None = None
@@ -145,7 +148,7 @@ def plan(args: PrepareArgs) -> tuple[runner.Job, list[Item]]:
     config = PrepareConfig(
         height=args.height or clip.height, width=args.width or clip.width, frames=frames, step=args.step or frames,
         fps=(clip.fps if args.fps is None else args.fps) or None, every=args.every,
-        require=args.require, ignore=args.ignore, captions=not args.no_captions,
+        require=args.require, ignore=args.ignore, captions=not args.no_captions, motion=args.motion,
         fov=args.fov, median_depth=args.median_depth, mapper=experiment.mapper,
     )  # fmt: skip
     if config.captions and args.captions is None and not LAYOUTS[args.layout].captions:

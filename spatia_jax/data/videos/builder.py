@@ -47,6 +47,7 @@ class PreparedVideos(tfds.core.GeneratorBasedBuilder):
 def gather(folder: Path, beam_options: list[str] | None = None) -> dict[str, int]:
     """Writes `folder/tfds` anew from all finished videos; returns the number of clips of each split."""
     shutil.rmtree(folder / "tfds", ignore_errors=True)
+    tfds.disable_progress_bar()
     download = None
     if beam_options is not None:
         import_beam()

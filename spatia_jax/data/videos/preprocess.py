@@ -29,6 +29,7 @@ from spatia_jax.io.images import adjust_intrinsics, fit_image, fit_map
 # [t, h, w, 3] uint8 -> [t, h, w] metres. A callable that can be pickled, since videos are prepared in many processes.
 DepthNetwork = Callable[[np.ndarray], np.ndarray]
 Given = Literal["cameras", "depth", "masks"]
+Motion = Literal["layout", "found", "none"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class PrepareConfig:
         every: use every n-th of these.
         require: reject a video that does not bring these, although they could be found.
         ignore: do not use these, although they may be given.
+        motion: without masks, what moves is "found", or "none" does; "layout": none, if the layout is of static scenes.
         captions: reject a video without one.
         fov: horizontal field of view in degrees, where no intrinsics are known.
         median_depth: of a clip without a scale of its own: lengths are multiplied so that its depth has this median.
@@ -57,6 +59,7 @@ class PrepareConfig:
     every: int = 1
     require: tuple[Given, ...] = ()
     ignore: tuple[Given, ...] = ()
+    motion: Motion = "layout"
     captions: bool = True
     fov: float | None = None
     median_depth: float = 3.0
@@ -87,9 +90,12 @@ def prepare(item: Item, layout: str, config: PrepareConfig, network: DepthNetwor
     if item.cameras is None and (LAYOUTS[layout].cameras or "cameras" in config.require):
         raise InputError(f"{item.name}: has no camera file")
     footage = _without(LAYOUTS[layout].open(item, config.fps).thinned(config.every), config.ignore)
+    static = config.motion == "none" or (config.motion == "layout" and LAYOUTS[layout].static)
     for name, given in (("depth", footage.depth), ("masks", footage.moving)):
         if given is None and name in config.require:
             raise InputError(f"{item.name}: has no {name}")
+    if footage.moving is None and static:
+        footage = dataclasses.replace(footage, moving=lambda _: np.zeros(footage.size, bool))
     if footage.count < config.frames:
         raise InputError(f"{item.name}: {footage.count} frames are shorter than a clip of {config.frames}")
     known = read_given_intrinsics(item.path)
@@ -106,7 +112,7 @@ def _without(footage: Footage, ignored: tuple[Given, ...]) -> Footage:
     cameras = None if "cameras" in ignored else footage.cameras
     depth = None if "depth" in ignored else footage.depth
     moving = None if "masks" in ignored else footage.moving
-    metric = footage.metric and not cameras is depth is None
+    metric = footage.metric and (cameras is not None or depth is not None)
     return dataclasses.replace(footage, cameras=cameras, depth=depth, moving=moving, metric=metric)
 
 
