@@ -25,8 +25,8 @@ from spatia_jax.training.latents import normalize_latents
 from spatia_jax.training.loop import fit
 from spatia_jax.training.motion import build_motion, motion_batches
 from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective, InpainterObjective, MotionObjective
-from spatia_jax.training.sources import crop_batches, depth_batches
 from spatia_jax.training.paper_stages import train_stage
+from spatia_jax.training.sources import crop_batches, depth_batches
 from spatia_jax.training.views import build_views, view_batches
 from spatia_jax.weights.bundle import load_network, weights_folder
 from spatia_jax.weights.store import save_params

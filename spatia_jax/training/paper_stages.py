@@ -19,7 +19,8 @@ from spatia_jax.parallel import distributed, param_shardings
 from spatia_jax.text import Tokenizer
 from spatia_jax.training.batches import Batches, training_mesh
 from spatia_jax.training.cost import stage_cost
-from spatia_jax.training.examples import KINDS, build_examples, clip_batches, example_batches
+from spatia_jax.training.encoded import EncodedClips, is_encoded
+from spatia_jax.training.examples import build_examples, clip_batches, example_batches, kinds_of, mixed, require_size
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.loop import Watch, fit
 from spatia_jax.training.options import FitConfig
@@ -82,12 +83,17 @@ def stage_networks(model: Model, stage: Stage) -> tuple[str, ...]:
 def stage_batches(
     model: Model, stage: Stage, frozen: Params, source: Source[dict], tokenizer: Tokenizer, cache: Path
 ) -> Batches:
-    """Batches of a stage, from cached latents (made now if they are missing) or raw clips, as the config says."""
+    """Batches of a stage, as the config says: raw clips, or latents, of the records or made and cached now."""
+    require_size(source, model.config.clip)
     training, config = model.config.training, stage_config(model.config.training, stage)
     size, seed, share = config.batch_size, config.seed, 1.0 if stage == "stage1" else training.opening_share
     if training.latents == "on_the_fly":
         return clip_batches(model, source, tokenizer, batch_size=size, seed=seed, opening_share=share)
-    kinds = [kind for kind in KINDS if kind == "opening" or share < 1.0]
+    kinds = kinds_of(share)
+    if is_encoded(source):
+        frozen_text = bool(config.train_only) and not any(path.startswith("text_encoder") for path in config.train_only)
+        rows = {kind: EncodedClips(model, source, tokenizer, kind, frozen_text) for kind in kinds}
+        return mixed(rows, size, seed, share)
 
     def build() -> None:
         for kind in kinds:

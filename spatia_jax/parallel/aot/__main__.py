@@ -7,7 +7,6 @@ Exit status 2 where it does not fit. Needs no TPU, and little memory: nothing is
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
