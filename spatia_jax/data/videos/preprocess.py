@@ -193,7 +193,7 @@ def _scaled(cameras: Cameras, depth: np.ndarray, median: float) -> tuple[Cameras
 def _completed(
     config: PrepareConfig, video: np.ndarray, cameras: Cameras, depth: np.ndarray, estimated: np.ndarray, metric: bool
 ) -> tuple[Cameras, np.ndarray]:
-    """Sure depth where there is any, and the network's, aligned to it, elsewhere (`mapper.update`).
+    """Sure depth where there is any; elsewhere the network's, aligned to it, where neighbours confirm that too.
 
     A clip without a scale takes that of the network.
     """
@@ -205,7 +205,7 @@ def _completed(
     whole = mapper.update(
         config.mapper, jnp.asarray(estimated), colors, cameras, jnp.asarray(depth), colors, judge_motion=False
     )
-    return cameras, np.asarray(whole.depth)
+    return cameras, np.where((depth > 0) | np.asarray(whole.static), np.asarray(whole.depth), 0)
 
 
 def _check(cameras: Cameras, depth: np.ndarray, config: PrepareConfig, where: str) -> None:
