@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from spatia_jax.config import TrainingConfig
-from spatia_jax.data import open_sequences
+from spatia_jax.data import Together, open_sequences
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
 from spatia_jax.parallel import distributed, param_shardings
 from spatia_jax.text import Tokenizer
-from spatia_jax.training.batches import Batches, training_mesh
+from spatia_jax.training.batches import Batches, together, training_mesh
 from spatia_jax.training.cost import stage_cost
 from spatia_jax.training.encoded import EncodedClips, is_encoded
 from spatia_jax.training.examples import build_examples, clip_batches, example_batches, kinds_of, mixed, require_size
@@ -26,7 +26,6 @@ from spatia_jax.training.loop import Watch, fit
 from spatia_jax.training.options import FitConfig
 from spatia_jax.training.samples import make_sampler
 from spatia_jax.weights.bundle import load_network
-from spatia_jax.weights.store import find_params
 
 Stage = Literal["stage1", "stage2"]
 
@@ -37,6 +36,7 @@ def train_stage(
     """Trains a stage to its end.
 
     Args:
+        source: a data set, or `Together` several, whose batches are mixed.
         start: a folder of weights to start from, where `output/weights` has none.
 
     Returns: the networks that were trained, whole.
@@ -47,14 +47,15 @@ def train_stage(
     training, config = model.config.training, stage_config(model.config.training, stage)
     objective = GeneratorObjective(model, stage_networks(model, stage))
     find = _Finder(model, output / "weights", start, config)
-    frozen = {name: find(name) for name in ("autoencoder", *(["inpainter"] if model.config.inpainter else []))}
-    given = start is not None or stage == "stage2"
-    begin = {name: find(name) for name in ("transformer", "text_encoder")} if given else None
-    if config.train_only and begin is None:
-        raise InputError(
-            f"training.{stage}.train_only is {config.train_only}: there must be weights to freeze; say --start DIR"
-        )
-    batches = stage_batches(model, stage, frozen, source, tokenizer, output / "examples")
+    frozen_names, begin_names = _needed(model, stage, start)
+    frozen = {name: find(name) for name in frozen_names}
+    begin = {name: find(name) for name in begin_names} or None
+    mixed_from = source if isinstance(source, Together) else Together([source])
+    parts = [
+        stage_batches(model, stage, frozen, held, tokenizer, output / f"examples{f'_{number}' if number else ''}")
+        for number, held in enumerate(mixed_from.sources)
+    ]
+    batches = together(parts, mixed_from.weights)
     watch = Watch(cost=stage_cost(model, stage, config), fps=model.config.clip.fps)
     if config.evaluate_every or config.sample_every:
         held_out = distributed.first_alone(
@@ -68,6 +69,25 @@ def train_stage(
         )
     state = fit(objective, config, batches, output / stage, mesh=training.mesh, start=begin, frozen=frozen, watch=watch)
     return state.networks
+
+
+def check_stage(model: Model, stage: Stage, output: Path, start: Path | None) -> None:
+    """Raises InputError when weights that a stage needs are nowhere; loads nothing."""
+    config = stage_config(model.config.training, stage)
+    frozen, begin = _needed(model, stage, start)
+    find = _Finder(model, output / "weights", start, config)
+    for name in (*frozen, *begin):
+        find.folder(name)
+    if config.train_only and not begin:
+        raise InputError(
+            f"training.{stage}.train_only is {config.train_only}: there must be weights to freeze; say --start DIR"
+        )
+
+
+def _needed(model: Model, stage: Stage, start: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Networks that a stage uses as they are, and those that it starts from."""
+    frozen = ("autoencoder", *(("inpainter",) if model.config.inpainter else ()))
+    return frozen, ("transformer", "text_encoder") if start is not None or stage == "stage2" else ()
 
 
 def stage_config(training: TrainingConfig, stage: Stage) -> FitConfig:
@@ -112,13 +132,16 @@ class _Finder:
         self.folders = [folder for folder in (weights, start) if folder is not None]
         self.mesh = training_mesh(model.config.training.mesh, config.batch_size // config.accumulate)
 
-    def __call__(self, name: str) -> Params:
+    def folder(self, name: str) -> Path:
+        """The first folder that holds a network; InputError when none does."""
         for folder in self.folders:
-            try:
-                find_params(folder, name)
-            except InputError:
-                continue
-            shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
-            return load_network(self.model, folder, name, shardings=shardings)
+            if (folder / f"{name}.safetensors").is_file() or (folder / name).is_dir():
+                return folder
         places = " or ".join(map(str, self.folders))
         raise InputError(f"no weights of the {name} in {places}; train it first, or name a folder with --start")
+
+    def __call__(self, name: str) -> Params:
+        shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
+        trained = not self.config.train_only or any(path.split(".")[0] == name for path in self.config.train_only)
+        dtype = None if trained else self.config.frozen_dtype
+        return load_network(self.model, self.folder(name), name, shardings=shardings, dtype=dtype)

@@ -98,3 +98,24 @@ def test_a_mixture_has_its_proportions_and_each_part_its_order():
 def test_bad_sizes_are_one_line(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_data_sets_together_are_mixed_by_batch_and_read_one_after_another():
+    from spatia_jax.data import Together
+    from spatia_jax.training.batches import Batches, together
+
+    rooms, videos = rows(0, 10), rows(100, 7)
+    both = Together([rooms, videos])
+    assert [both[i]["id"] for i in range(len(both))] == [row["id"] for row in rooms + videos]
+    assert list(both.weights) == [10, 7]
+    with pytest.raises(IndexError):
+        both[17]
+    parts = [Batches((shuffled(rooms, 1), shuffled(rows(50, 5), 2)), 2, (0.5, 0.5)), Batches((shuffled(videos, 3),), 2)]
+    mixed = together(parts, [3, 1])
+    firsts = np.array([mixed[step]["id"][0] for step in range(400)])
+    shares = [np.mean((firsts >= low) & (firsts < low + 50)) for low in (0, 50, 100)]
+    np.testing.assert_allclose(shares, [0.375, 0.375, 0.25], atol=0.01)
+    for step in range(20):
+        assert len({int(identity) // 50 for identity in mixed[step]["id"]}) == 1
+        halves = [mixed.part(Host(index, 2))[step]["id"] for index in range(2)]
+        np.testing.assert_array_equal(np.concatenate(halves), mixed[step]["id"])

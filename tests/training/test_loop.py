@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training.line import Line, batches, config
+from training.line import SIZE, Line, batches, config
 
 from spatia_jax.errors import InputError
 from spatia_jax.parallel import MeshConfig
