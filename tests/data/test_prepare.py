@@ -207,6 +207,7 @@ REJECTIONS: dict[str, tuple] = {
     "no poses": (VID, lambda s: (s / NOTES / "poses.npy").unlink(), "has no camera file"),
     "pose is NaN": (VID, lambda s: _nan_pose(s / NOTES), "poses.npy: row 1 is not finite"),
     "wrong indexes": (VID, lambda s: _replace_text(s / NOTES / "indexes.txt", "2 8", ""), "indexes.txt: 2 rising"),
+    "masks damaged": (VID, lambda s: _cut_short(s / NOTES / "dyn_masks.npz"), "dyn_masks.npz"),
     "other size": (SCENES, lambda s: _other_size(s / "chess/seq-02"), "is 32x24, the first frame 64x48"),
     "no pose": (SCENES, lambda s: (s / f"{SEQ}.pose.txt").unlink(), "1 frames have no camera file"),
     "no depth": (SCENES, lambda s: (s / f"{SEQ}.depth.png").unlink(), "frame-000002.depth.png: no such"),
@@ -276,6 +277,33 @@ def test_a_killed_run_leaves_no_half_video(tmp_path, monkeypatch):
         run(source, "realestate10k", folder)
     monkeypatch.undo()
     assert not list((folder / "videos").rglob("*.npz"))
+
+
+@pytest.mark.slow
+def test_two_workers_do_what_one_does(tmp_path):
+    small.make_seven_scenes(tmp_path / "source")
+    items = find_videos(tmp_path / "source", "7scenes")
+    for workers in (1, 2):
+        job = Job("7scenes", CONFIG, tmp_path / str(workers))
+        assert len(runner.run(job, items, workers=workers, say=lambda line: None)[0]) == 3
+    for item in items:
+        one, two = (read_clips(runner.record_file(tmp_path / str(count), item)) for count in (1, 2))
+        for a, b in zip(one, two, strict=True):
+            for name in a:
+                np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_what_is_gathered_is_gathered_again_only_for_new_videos(tmp_path):
+    small.make_seven_scenes(tmp_path / "source", ("chess/seq-01",))
+    run(tmp_path / "source", "7scenes", tmp_path / "out")
+    assert gather(tmp_path / "out") == {"train": 2}
+    (file,) = (tmp_path / "out").rglob("*.array_record*")
+    written = file.stat().st_mtime_ns
+    assert gather(tmp_path / "out") == {"train": 2}
+    assert file.stat().st_mtime_ns == written
+    (tmp_path / "source/chess/seq-01").rename(tmp_path / "source/chess/seq-07")
+    run(tmp_path / "source", "7scenes", tmp_path / "out")
+    assert gather(tmp_path / "out") == {"train": 4}
 
 
 def test_nothing_prepared_is_one_line(tmp_path):

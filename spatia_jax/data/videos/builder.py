@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from spatia_jax.data.videos.runner import finished_files, import_beam, read_clips
 from spatia_jax.errors import InputError
+from spatia_jax.io.atomic import write_json
 
 _NAME = "prepared_videos"
 
@@ -45,7 +47,14 @@ class PreparedVideos(tfds.core.GeneratorBasedBuilder):
 
 
 def gather(folder: Path, beam_options: list[str] | None = None) -> dict[str, int]:
-    """Writes `folder/tfds` anew from all finished videos; returns the number of clips of each split."""
+    """Writes `folder/tfds` from all finished videos, anew if there are others than before.
+
+    Returns: the number of clips of each split.
+    """
+    files = {split: [str(file.relative_to(folder)) for file in held] for split, held in finished_files(folder).items()}
+    note, directory = folder / "tfds" / "gathered.json", _directory(folder)
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == files:
+        return _counts(tfds.builder_from_directory(directory))
     shutil.rmtree(folder / "tfds", ignore_errors=True)
     tfds.disable_progress_bar()
     download = None
@@ -56,6 +65,15 @@ def gather(folder: Path, beam_options: list[str] | None = None) -> dict[str, int
         download = tfds.download.DownloadConfig(beam_options=PipelineOptions(beam_options))
     builder = PreparedVideos(folder, beam=beam_options is not None)
     builder.download_and_prepare(download_config=download, file_format="array_record")
+    write_json(note, files)
+    return _counts(builder)
+
+
+def _directory(folder: Path) -> Path:
+    return folder / "tfds" / _NAME / str(PreparedVideos.VERSION)
+
+
+def _counts(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
     return {name: info.num_examples for name, info in builder.info.splits.items()}
 
 
@@ -67,7 +85,7 @@ def open_prepared(folder: Path, split: str):
     """
     if not (folder / "settings.json").is_file():
         return None
-    directory = folder / "tfds" / _NAME / str(PreparedVideos.VERSION)
+    directory = _directory(folder)
     if not directory.is_dir():
         raise InputError(f"{folder}: videos were prepared, but not to the end; run the same command again")
     builder = tfds.builder_from_directory(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from spatia_jax.io.video import iterate_video, probe_video
 from spatia_jax.mapper.sequence import ordered_images
 
 Frames = Callable[[], Iterator[np.ndarray]]
+UNREADABLE_ARRAY = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what np.load raises
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 

@@ -7,6 +7,7 @@ so that one bad video is rejected and the rest goes on.
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,15 @@ from spatia_jax.cameras import Cameras, read_cameras
 from spatia_jax.cameras.formats import read_intrinsics
 from spatia_jax.cameras.parsing import data_lines
 from spatia_jax.data.videos import spatialvid
-from spatia_jax.data.videos.footage import Footage, Item, open_frames, require_count, split_of, videos_below
+from spatia_jax.data.videos.footage import (
+    UNREADABLE_ARRAY,
+    Footage,
+    Item,
+    open_frames,
+    require_count,
+    split_of,
+    videos_below,
+)
 from spatia_jax.errors import InputError
 from spatia_jax.io.images import Crop, adjust_intrinsics, read_depth, read_mask
 from spatia_jax.io.video import frames_at, probe_video
@@ -70,7 +79,8 @@ def _open_videos(item: Item, fps: float | None) -> Footage:
 
 def _beside(path: Path, what: str) -> Path | None:
     """NAME.what or NAME.what.* beside NAME.mp4, a file or a folder."""
-    found = [*path.parent.glob(f"{path.stem}.{what}"), *path.parent.glob(f"{path.stem}.{what}.*")]
+    name = f"{glob.escape(path.stem)}.{what}"
+    found = [*path.parent.glob(name), *path.parent.glob(f"{name}.*")]
     return min(found, default=None)
 
 
@@ -85,7 +95,7 @@ def _stack(path: Path | None, count: int, size: tuple[int, int], numbers: np.nda
     try:
         stack = np.load(path, mmap_mode="r", allow_pickle=False)
         stack = stack[stack.files[0]] if isinstance(stack, np.lib.npyio.NpzFile) else stack
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE_ARRAY as error:
         raise InputError(f"{path}: cannot be read as a NumPy array ({error})") from error
     if stack.shape != (count, *size):
         raise InputError(f"{path}: has shape {stack.shape}, expected {(count, *size)}: a map for every frame")

@@ -14,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write, write_json
 
 Say = Callable[[str], None]
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what a damaged file raises deep inside
 _INSTALL_BEAM = "Apache Beam is not installed: pip install 'spatia-jax[beam]' (or prepare with --workers)"
 
 
@@ -46,7 +49,9 @@ class Job:
     extend: Callable[[dict], dict] | None = None
 
 
-def run(job: Job, items: Sequence[Item], *, workers: int = 1, beam_options: list[str] | None = None, say: Say = print):
+def run(
+    job: Job, items: Sequence[Item], *, workers: int = 1, beam_options: list[str] | None = None, say: Say = print
+) -> tuple[list[str], list[str]]:
     """Prepares the videos that are not finished yet.
 
     Args:
@@ -81,9 +86,10 @@ def prepare_video(job: Job, item: Item) -> str:
         records = list(prepare(item, job.layout, job.config, job.network))
         if job.extend is not None:
             records = [record | job.extend(record) for record in records]
-    except InputError as error:
-        write_json(note, {"video": item.name, "path": str(item.path), "reason": str(error)})
-        return f"{item.name}: rejected: {error}"
+    except (InputError, *_UNREADABLE) as error:
+        reason = str(error) if isinstance(error, InputError) else f"{item.path}: cannot be read ({error})"
+        write_json(note, {"video": item.name, "path": str(item.path), "reason": reason})
+        return f"{item.name}: rejected: {reason}"
     members = {f"{i:04d}/{name}": value for i, record in enumerate(records) for name, value in record.items()}
     with atomic_write(record_file(job.folder, item)) as temporary:
         np.savez(temporary, **members)
@@ -91,7 +97,7 @@ def prepare_video(job: Job, item: Item) -> str:
     return f"{item.name}: {len(records)} clips"
 
 
-def read_clips(path: Path):
+def read_clips(path: Path) -> Iterator[dict]:
     """The records of a finished video, one at a time."""
     with np.load(path, allow_pickle=False) as held:
         numbers = sorted({name.partition("/")[0] for name in held.files})
@@ -113,7 +119,7 @@ def finished_files(folder: Path) -> dict[str, list[Path]]:
     return {name: [file for file in held if not file.name.startswith(".")] for name, held in files.items()}
 
 
-def import_beam():
+def import_beam() -> Any:
     """Apache Beam; InputError that says how to install it."""
     try:
         import apache_beam

@@ -18,7 +18,7 @@ import numpy as np
 from spatia_jax.cameras import Cameras
 from spatia_jax.cameras.parsing import read_text
 from spatia_jax.cameras.paths import along
-from spatia_jax.data.videos.footage import Footage, Item, open_frames, split_of, videos_below
+from spatia_jax.data.videos.footage import UNREADABLE_ARRAY, Footage, Item, open_frames, split_of, videos_below
 from spatia_jax.errors import InputError
 from spatia_jax.io.images import fit_map
 from spatia_jax.io.video import probe_video
@@ -87,7 +87,7 @@ def _array(path: Path, columns: int) -> np.ndarray:
         raise InputError(f"{path}: no such file")
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE_ARRAY as error:
         raise InputError(f"{path}: cannot be read as a NumPy array ({error})") from error
     if values.ndim != 2 or values.shape[1] != columns or len(values) < 1:
         raise InputError(f"{path}: has shape {values.shape}, expected n x {columns}")
@@ -116,15 +116,18 @@ def _masks(path: Path, count: int, size: tuple[int, int]):
         held = np.load(path, allow_pickle=False)
         height, width = (int(side) for side in held["shape"])
         last = held[f"f_{count - 1}_indptr"]
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (*UNREADABLE_ARRAY, KeyError) as error:
         raise InputError(f"{path}: does not hold {count} masks ({error})") from error
     if len(last) != height + 1:
         raise InputError(f"{path}: masks of {height} rows with {len(last) - 1} of them stored")
 
     def mask(number: int) -> np.ndarray:
-        columns, ends = held[f"f_{number}_indices"], held[f"f_{number}_indptr"]
+        parts = [f"f_{number}_{part}" for part in ("data", "indices", "indptr")]
+        if missing := [part for part in parts if part not in held]:
+            raise InputError(f"{path}: has no {missing[0]}")
+        moves, columns, ends = (held[part] for part in parts)
         dense = np.zeros((height, width), bool)
-        dense[np.repeat(np.arange(height), np.diff(ends)), columns] = held[f"f_{number}_data"].astype(bool)
+        dense[np.repeat(np.arange(height), np.diff(ends)), columns] = moves.astype(bool)
         return fit_map(dense, *size)
 
     return mask
