@@ -22,7 +22,7 @@ from spatia_jax.training.batches import Batches, part_of_this_host, to_devices, 
 from spatia_jax.training.checkpoints import Checkpoints
 from spatia_jax.training.log import Log, StepCost
 from spatia_jax.training.options import FitConfig
-from spatia_jax.training.state import Params, TrainState, join
+from spatia_jax.training.state import Params, TrainState
 from spatia_jax.training.step import Objective, compile_train_step, initial_state
 from spatia_jax.training.stop import STATUS, StopSignal
 
@@ -35,7 +35,7 @@ class Watch:
 
     Attributes:
         validation: held-out batches; the first `config.evaluate_batches` are used, with the same noise each time.
-        sample: the trained networks to a video ([t, h, w, 3] uint8); fps: of it.
+        sample: all networks to a video ([t, h, w, 3] uint8); fps: of it.
         cost: of a step, for tokens a second and MFU.
     """
 
@@ -114,7 +114,7 @@ def fit(
                     log.check_finite()
                     checkpoints.save(state, done, loss)
                 if watch.sample and _due(done, config.sample_every):
-                    log.video(done, watch.sample(state.networks), watch.fps)
+                    log.video(done, watch.sample(state.evaluated), watch.fps)
                 log.resume_clock(now)
                 if stopping:
                     checkpoints.wait()
@@ -133,7 +133,7 @@ def _held_out_loss(
     keys = jax.random.split(key, validation.size)
     rows = validation.part(part_of_this_host(devices, validation.size))
     fixed = [to_devices(rows[i], devices) for i in range(config.evaluate_batches)]
-    loss = jax.jit(lambda state, batch: objective.loss(join(state.ema, state.frozen), batch, keys)[0])
+    loss = jax.jit(lambda state, batch: objective.loss(state.evaluated, batch, keys)[0])
     return lambda state: float(np.mean([float(loss(state, batch)) for batch in fixed]))
 
 
