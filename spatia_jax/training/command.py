@@ -81,12 +81,14 @@ def train(args: TrainArgs) -> None:
         weights_folder(args.experiment.name, args.start)
     if args.part in ("stage1", "stage2"):
         check_stage(model, args.part, args.output, args.start)
-    source = distributed.first_alone(
-        lambda: open_sequences(args.experiment.procedural, args.data or args.output / "data")
-    )
+    data = args.data or args.output / "data"
+    source = distributed.first_alone(lambda: open_sequences(args.experiment.procedural, data))
     if args.part in ("stage1", "stage2"):
         tokenizer = distributed.first_alone(lambda: _tokenizer(model, source, weights, args.start))
-        params = train_stage(model, args.part, source, tokenizer, args.output, args.start)
+        params = train_stage(
+            model, args.part, source, tokenizer, args.output, args.start,
+            lambda: open_sequences(args.experiment.procedural, data, "validation"),
+        )  # fmt: skip
     elif jax.process_count() > 1:
         raise InputError(f"--part {args.part} is trained on one host; stage1 and stage2 on any number")
     else:

@@ -137,7 +137,7 @@ class GeneratorObjective:
             latents["point_map"] = shown["point_map"]
         return jax.tree.map(jax.lax.stop_gradient, latents)
 
-    def _show(self, painter: Params, clip: Cut, key: Array) -> dict[str, Array]:
+    def _show(self, painter: Params, clip: Cut, key: Array) -> dict[str, Any]:
         """What one clip's cameras see of the map, and its references."""
         example = render_clip(self.model, clip, jax.random.fold_in(key, _CONDITIONING))
         color = fill(self.model, painter, example.projection, example.point_map, example.cameras)

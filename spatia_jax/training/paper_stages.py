@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 from spatia_jax.config import TrainingConfig
-from spatia_jax.data import open_sequences
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
 from spatia_jax.parallel import distributed, param_shardings
@@ -30,11 +29,18 @@ Stage = Literal["stage1", "stage2"]
 
 
 def train_stage(
-    model: Model, stage: Stage, source: Source[dict], tokenizer: Tokenizer, output: Path, start: Path | None
+    model: Model,
+    stage: Stage,
+    source: Source[dict],
+    tokenizer: Tokenizer,
+    output: Path,
+    start: Path | None,
+    open_held_out: Callable[[], Source[dict]],
 ) -> dict[str, Params]:
     """Trains a stage to its end.
 
     Args:
+        source: posed RGB-D sequences; open_held_out: gives others, for what `Watch` looks at.
         start: a folder of weights to start from, where `output/weights` has none.
 
     Returns: the networks that were trained, whole.
@@ -48,18 +54,23 @@ def train_stage(
     frozen_names, begin_names = _needed(model, stage, start)
     frozen = {name: find(name) for name in frozen_names}
     begin = {name: find(name) for name in begin_names} or None
-    batches = stage_batches(model, stage, frozen, source, tokenizer, output / "examples")
+
+    def batches_of(source: Source[dict], cache: str) -> Batches:
+        def whole() -> Params:
+            return {name: find(name, whole=True) for name in frozen_names}
+
+        return stage_batches(model, stage, whole, source, tokenizer, output / cache)
+
     watch = Watch(cost=stage_cost(model, stage, config), fps=model.config.clip.fps)
     if config.evaluate_every or config.sample_every:
-        held_out = distributed.first_alone(
-            lambda: open_sequences(model.config.procedural, output / "data", "validation")
-        )
+        held_out = distributed.first_alone(open_held_out)
         watch = Watch(
-            stage_batches(model, stage, frozen, held_out, tokenizer, output / "examples_held_out"),
+            batches_of(held_out, "examples_held_out"),
             make_sampler(model, held_out[0], tokenizer) if config.sample_every else None,
             watch.fps,
             watch.cost,
         )
+    batches = batches_of(source, "examples")
     state = fit(objective, config, batches, output / stage, mesh=training.mesh, start=begin, frozen=frozen, watch=watch)
     return state.networks
 
@@ -94,9 +105,17 @@ def stage_networks(model: Model, stage: Stage) -> tuple[str, ...]:
 
 
 def stage_batches(
-    model: Model, stage: Stage, frozen: Params, source: Source[dict], tokenizer: Tokenizer, cache: Path
+    model: Model,
+    stage: Stage,
+    frozen: Callable[[], Params],
+    source: Source[dict],
+    tokenizer: Tokenizer,
+    cache: Path,
 ) -> Batches:
-    """Batches of a stage, from cached latents (made now if they are missing) or raw clips, as the config says."""
+    """Batches of a stage, from cached latents or raw clips, as the config says.
+
+    Latents that are missing are made now, with the networks of `frozen()`, by one process on one device.
+    """
     training, config = model.config.training, stage_config(model.config.training, stage)
     size, seed, share = config.batch_size, config.seed, 1.0 if stage == "stage1" else training.opening_share
     if training.latents == "on_the_fly":
@@ -104,8 +123,9 @@ def stage_batches(
     kinds = [kind for kind in KINDS if kind == "opening" or share < 1.0]
 
     def build() -> None:
+        params = frozen()
         for kind in kinds:
-            build_examples(model, frozen, source, tokenizer, cache, kind)
+            build_examples(model, params, source, tokenizer, cache, kind)
 
     distributed.first_alone(build)
     length = model.config.clip.text_length
@@ -128,8 +148,9 @@ class _Finder:
         places = " or ".join(map(str, self.folders))
         raise InputError(f"no weights of the {name} in {places}; train it first, or name a folder with --start")
 
-    def __call__(self, name: str) -> Params:
-        shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
+    def __call__(self, name: str, *, whole: bool = False) -> Params:
+        """A network where it is trained or used on the mesh; or whole, on this process's first device."""
+        shardings = None if whole else param_shardings(self.model.abstract_params()[name], self.mesh)
         trained = not self.config.train_only or any(path.split(".")[0] == name for path in self.config.train_only)
         dtype = None if trained else self.config.frozen_dtype
         return load_network(self.model, self.folder(name), name, shardings=shardings, dtype=dtype)

@@ -80,7 +80,7 @@ def checkpointed(folder):
 
 
 def test_stage_2_trains_a_lora_alone_which_is_exported(model, source, weights, tokenizer, tmp_path):
-    found = train_stage(model, "stage2", source, tokenizer, tmp_path, weights)
+    found = train_stage(model, "stage2", source, tokenizer, tmp_path, weights, lambda: source)
     assert set(found) == {"lora"}
     assert all(np.abs(factors.up).max() > 0 for factors in found["lora"].values())  # they start at zero
     names = checkpointed(tmp_path / "stage2")
@@ -99,7 +99,7 @@ def test_stage_2_trains_a_lora_alone_which_is_exported(model, source, weights, t
 
 @pytest.mark.slow
 def test_stage_1_trains_the_control_branch_alone(model, source, weights, tokenizer, tmp_path):
-    found = train_stage(model, "stage1", source, tokenizer, tmp_path, weights)
+    found = train_stage(model, "stage1", source, tokenizer, tmp_path, weights, lambda: source)
     assert set(found) == {"transformer"}  # whole
     from spatia_jax.weights.bundle import load_network
 
