@@ -80,7 +80,7 @@ class VideoTransformer(nnx.Module):
             control: latents of projection and hole mask for the g = f - num_references frames after the references;
                 None leaves the control branch out.
             control_scale: factor on the hints, one for all or one for each example.
-            lora: update of the main blocks, merged into each as it runs.
+            lora: update of the main blocks, computed beside their own layers.
 
         Raises:
             InputError: a shape does not fit the configuration or the other arguments.
