@@ -187,6 +187,7 @@ def denoiser(model: Model, params: Params, conditions: Conditions) -> diffusion.
                 control_scale=model.config.control_scale,
                 num_references=conditions.num_references,
                 lora=None if conditions.opening else params.get("lora"),
+                merge_lora=True,
             )  # fmt: skip
 
         return call

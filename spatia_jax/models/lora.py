@@ -3,7 +3,8 @@
 A LoRA is a dict from a layer's path within a block ("self_attn.q", "ffn.up", ...) to its `LowRank` factors, stacked
 over blocks like the kernels they update. It changes no parameters in place: `merge` returns new ones, the base stays,
 and taking the LoRA out again is using the base. (The release adds and later subtracts, which rounds twice in bfloat16.)
-The transformer does not merge at all: it computes x down up beside x W (`transformer_layers.Linear`).
+The transformer never has a merged copy of all blocks: it merges each in the step of the scan that runs it, or, in
+training, computes x down up beside x W (`transformer_layers.Linear`).
 """
 
 from collections.abc import Sequence
@@ -66,18 +67,26 @@ def init_lora(params: nnx.State, rank: int, key: Array, targets: Sequence[str] =
 
 def merge(params: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) -> nnx.State:
     """Parameters with kernel + scale * down @ up in place of each updated kernel; product in float32, dtype kept."""
-
     if unknown := set(lora) - set(_block_kernels(params)):
         raise InputError(f"the LoRA updates {sorted(unknown)}, which the transformer's blocks do not have")
 
+    blocks = nnx.to_flat_state(merge_block(params["blocks"], lora, scale))
+    rest = [(path, param) for path, param in nnx.to_flat_state(params) if path[0] != "blocks"]
+    return nnx.from_flat_state([*rest, *((("blocks", *path), param) for path, param in blocks)])
+
+
+def merge_block(block: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) -> nnx.State:
+    """`merge` for one block, or a stack of blocks, whose factors are stacked like its kernels."""
+
     def updated(path, param):
-        factors = lora.get(".".join(map(str, path[1:-1]))) if path[0] == "blocks" and path[-1] == "kernel" else None
+        factors = lora.get(".".join(map(str, path[:-1]))) if path[-1] == "kernel" else None
         if factors is None:
             return param
         update = jnp.einsum("...ir,...ro->...io", factors.down, factors.up, preferred_element_type=jnp.float32)
-        return param.replace((param[...] + scale * update).astype(param.dtype))
+        # Once, not again for every tile of the product that reads it.
+        return param.replace(jax.lax.optimization_barrier((param[...] + scale * update).astype(param.dtype)))
 
-    return nnx.from_flat_state([(path, updated(path, param)) for path, param in nnx.to_flat_state(params)])
+    return nnx.from_flat_state([(path, updated(path, param)) for path, param in nnx.to_flat_state(block)])
 
 
 def _block_kernels(params: nnx.State) -> dict[str, nnx.Param]:

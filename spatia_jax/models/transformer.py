@@ -70,6 +70,7 @@ class VideoTransformer(nnx.Module):
         control_scale: float | Float[Array, ""] | Float[Array, " b"] = 1.0,
         num_references: int = 0,
         lora: Lora | None = None,
+        merge_lora: bool = False,
     ) -> Float[Array, "b f p q out_dim"]:
         """Velocity (noise - clean) of every latent frame, float32.
 
@@ -80,7 +81,8 @@ class VideoTransformer(nnx.Module):
             control: latents of projection and hole mask for the g = f - num_references frames after the references;
                 None leaves the control branch out.
             control_scale: factor on the hints, one for all or one for each example.
-            lora: update of the main blocks, computed beside their own layers.
+            lora: update of the main blocks.
+            merge_lora: whether it is merged into each as it runs, as is best where it is not trained.
 
         Raises:
             InputError: a shape does not fit the configuration or the other arguments.
@@ -104,13 +106,13 @@ class VideoTransformer(nnx.Module):
         if control is None or self.control is None:
             x, _ = scan(
                 lambda block, x, _: (block(x, context, modulation, rotary), None),
-                self.blocks, x, remat=config.remat, lora=lora,
+                self.blocks, x, remat=config.remat, lora=lora, merge_lora=merge_lora,
             )  # fmt: skip
         else:
             after = slice(num_references, None)
             hints = self.control(control, x[:, after], context, modulation[:, after], rotary[:, after])
             hints = hints * jnp.reshape(jnp.asarray(control_scale, hints.dtype), (-1, 1, 1, 1))
-            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references, lora)
+            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references, lora, merge_lora)
         patches = self.head(x, time)[:, :, : grid[0] * grid[1]]
         output = unpatchify(patches, config.patch_size, rows, columns).astype(jnp.float32)
         if control is None or not config.control_skip:
@@ -118,14 +120,14 @@ class VideoTransformer(nnx.Module):
         skip = control[..., : config.out_dim] * jnp.reshape(jnp.asarray(control_scale, jnp.float32), (-1, 1, 1, 1, 1))
         return output + jnp.pad(skip, ((0, 0), (num_references, 0), (0, 0), (0, 0), (0, 0)))
 
-    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references, lora):
+    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references, lora, merge_lora):
         """Scan the blocks; after each of `control_layers`, add its hint to the frames after the references."""
-        layers = np.array(self.config.control_layers)
+        controlled = np.array(self.config.control_layers)
         index = np.zeros(self.config.num_layers, np.int32)
-        index[layers] = np.arange(len(layers))
+        index[controlled] = np.arange(len(controlled))
         # Every layer adds a hint so that all scan steps are one program; where none belongs, its weight is zero.
         weight = np.zeros(self.config.num_layers, np.float32)
-        weight[layers] = 1.0
+        weight[controlled] = 1.0
 
         def step(block, x, layer):
             index, weight = layer
@@ -133,7 +135,8 @@ class VideoTransformer(nnx.Module):
             hinted = x[:, num_references:] + (weight * hints[index]).astype(x.dtype)
             return jnp.concatenate([x[:, :num_references], hinted], axis=1), None
 
-        return scan(step, self.blocks, x, (index, weight), remat=self.config.remat, lora=lora)[0]
+        layers, remat = (index, weight), self.config.remat
+        return scan(step, self.blocks, x, layers, remat=remat, lora=lora, merge_lora=merge_lora)[0]
 
     def _check(self, latents, timesteps, control, num_references):
         config = self.config

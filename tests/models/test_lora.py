@@ -65,21 +65,23 @@ def test_merge_leaves_the_base_alone_and_is_differentiable(params, lora):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+@pytest.mark.slow
 def test_beside_the_layers_it_computes_what_merging_does(params, lora):
-    """Where each LoRA's gradient is that of the merged kernels, too."""
+    """Value and gradient, of merging beforehand, block by block, and not at all."""
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: VideoTransformer(CONFIG, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params)
     latents, control = (rng.standard_normal((1, 3, 4, 4, c)).astype(np.float32) for c in (3, 6))
     given = latents, np.full((1, 3), 300.0, np.float32), rng.standard_normal((1, 5, 7)).astype(np.float32)
 
-    def total(lora, beside: bool):
-        merged = params if beside else merge(params, lora)
-        velocity = nnx.merge(graphdef, merged)(*given, control=control, lora=lora if beside else None)
+    def total(lora, options):
+        merged, options = (merge(params, lora), {}) if options is None else (params, {"lora": lora, **dict(options)})
+        velocity = nnx.merge(graphdef, merged)(*given, control=control, **options)
         return jnp.sum(jnp.sin(velocity)), velocity
 
     compute = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
-    (gradient, velocity), (expected, merged) = compute(lora, True), compute(lora, False)
+    (gradient, velocity), (expected, merged) = compute(lora, ()), compute(lora, None)
+    np.testing.assert_allclose(compute(lora, (("merge_lora", True),))[1], merged, atol=1e-5 * np.abs(merged).max())
     np.testing.assert_allclose(velocity, merged, atol=1e-4 * np.abs(merged).max())
     for name, factors in gradient.items():
         for mine, theirs in zip(jax.tree.leaves(factors), jax.tree.leaves(expected[name]), strict=True):
