@@ -17,11 +17,14 @@ from jax.sharding import Mesh, Sharding
 from spatia_jax import diffusion, world
 from spatia_jax.cameras import Cameras
 from spatia_jax.model import Model
-from spatia_jax.parallel import on_every_device, param_shardings, replicated
+from spatia_jax.parallel import batch_shardings, on_every_device, param_shardings, replicated, state_shardings
 from spatia_jax.parallel.flops import ClipShape, decoder_flops, encoder_flops, transformer_flops
 from spatia_jax.plan.plan import WeightsDtype, abstract_weights, without_text_encoder
 from spatia_jax.sampling import compiled
 from spatia_jax.state import ClipRequest, Conditions
+from spatia_jax.training.generator import GeneratorObjective
+from spatia_jax.training.options import FitConfig
+from spatia_jax.training.step import compile_train_step, make_state
 
 Kind = Literal["train", "sample", "decode", "clip-step"]
 
@@ -46,6 +49,46 @@ class Program:
         """For the devices of `mesh`, which need not be there."""
         with jax.set_mesh(mesh):
             return self.function.lower(*self.arguments).compile()
+
+
+def training_program(stage: int, model: Model, mesh: Mesh) -> Program:
+    """A train step of the generator on cached latents and text features.
+
+    Args:
+        stage: 1, opening clips; or 2, continuing clips with references, a LoRA beside the transformer if the config
+            has one. Batch and what is trained are the config's `training.stage1` and `training.stage2`.
+    """
+    config: FitConfig = getattr(model.config.training, f"stage{stage}")
+    opening = stage == 1
+    networks = ("transformer",) if opening or model.config.lora is None else ("transformer", "lora")
+    objective = GeneratorObjective(model, networks)
+    state = jax.eval_shape(functools.partial(make_state, objective, config), jax.random.key(0))
+    shardings = state_shardings(state, mesh)
+    state = _placed(state, shardings)
+    batch = abstract_batch(model, config.batch_size, opening=opening)
+    batch = _placed(batch, batch_shardings(batch, mesh))
+    key = _placed(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
+    classes = {
+        "parameters": (state.params, state.frozen), "moving average": state.ema, "optimizer": state.opt_state,
+        "inputs": batch,
+    }  # fmt: skip
+    trained = {("transformer.control",): "control", ("lora",): "lora"}.get(config.train_only, "all")
+    flops = transformer_flops(model.config.transformer, clip_shape(model, opening=opening)).training(trained)
+    step = compile_train_step(objective, config, shardings, mesh)
+    return Program(step, (state, batch, key), classes, config.batch_size * flops)
+
+
+def abstract_batch(model: Model, size: int, *, opening: bool) -> dict[str, Any]:
+    """Examples for the generator, as `training.examples` keeps them, with text features."""
+    shape, channels = clip_shape(model, opening=opening), model.config.autoencoder.z_dim
+
+    def latents(frames: int, channels: int) -> Any:
+        return _shape((size, frames, shape.rows, shape.columns, channels), jnp.float16)
+
+    text = _shape((size, shape.text_length, model.config.text_encoder.dim), jnp.bfloat16)
+    references = {} if opening else {"references": latents(shape.references, channels)}
+    batch = {"video": latents(shape.frames, channels), "control": latents(shape.frames, 2 * channels)}
+    return batch | references | {"context": text, "empty_context": text}
 
 
 def sampling_program(kind: Kind, model: Model, mesh: Mesh, dtype: WeightsDtype) -> Program:

@@ -13,7 +13,7 @@ from spatia_jax.errors import InputError
 from spatia_jax.model import Model
 from spatia_jax.parallel import MeshConfig, make_mesh
 from spatia_jax.parallel.aot.chips import Slice
-from spatia_jax.parallel.aot.programs import Kind, sampling_program
+from spatia_jax.parallel.aot.programs import Kind, sampling_program, training_program
 from spatia_jax.parallel.aot.report import Report, report
 from spatia_jax.plan.plan import WeightsDtype
 
@@ -46,7 +46,9 @@ def attempt(choice: Choice, place: Slice) -> tuple[Report, jax.stages.Compiled |
         InputError: it is no possible one, e.g. heads that do not divide; nothing was compiled.
     """
     model, mesh = Model(choice.config), make_mesh(choice.mesh, place.devices)
-    with jax.set_mesh(mesh):
+    if choice.kind == "train":
+        program = training_program(choice.stage, model, mesh)
+    else:
         program = sampling_program(choice.kind, model, mesh, choice.dtype)
     return report(str(choice), program, mesh, place)
 
