@@ -85,9 +85,7 @@ def condition(
     )
 
 
-def encode_references(
-    model: Model, params: Params, frames: UInt8[Array, "*b k h w 3"]
-) -> Float[Array, "_ k p q c"]:
+def encode_references(model: Model, params: Params, frames: UInt8[Array, "*b k h w 3"]) -> Float[Array, "_ k p q c"]:
     """Each reference frame alone, as one latent frame; for one clip, or for a batch of them."""
     count = frames.shape[-4]
     alone = model.encode(params, to_signed(frames.reshape(-1, 1, *frames.shape[-3:])))

@@ -54,8 +54,8 @@ class Cut:
 
     clip: Sequence
     past: Sequence
-    in_map: Array
-    in_bank: Array | None
+    in_map: Array | np.ndarray
+    in_bank: Array | np.ndarray | None
 
 
 @jax.tree_util.register_dataclass

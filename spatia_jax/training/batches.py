@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatia_jax.errors import InputError
 from spatia_jax.parallel import MeshConfig, make_mesh
-
-BATCH_AXES = ("data", "fsdp")
+from spatia_jax.parallel.sharding import BATCH_AXES
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,23 @@ def training_mesh(config: MeshConfig, batch_size: int) -> Mesh:
     Raises:
         InputError: more devices are asked for than there are, or the batch does not divide.
     """
-    others, available = config.fsdp * config.context * config.tensor, jax.device_count()
+    available, others = jax.device_count(), config.num_devices // config.data
     if config.num_devices > available:
-        raise InputError(f"the mesh asks for {config.num_devices} devices; there are {available}")
-    if batch_size % (config.data * config.fsdp):
+        sizes = " x ".join(f"{name} {size}" for name, size in dataclasses.asdict(config).items())
+        raise InputError(f"mesh: {sizes} is {config.num_devices} devices; there are {available}")
+    rows = config.slices * config.fsdp
+    if batch_size % (config.data * rows):
         raise InputError(
-            f"a batch of {batch_size} cannot be split over data {config.data} x fsdp {config.fsdp}; make it a multiple"
+            f"a batch (of one accumulated part) of {batch_size} cannot be split over slices {config.slices} x data "
+            f"{config.data} x fsdp {config.fsdp}; it must be a multiple of {config.data * rows}"
         )
-    data = config.data if config.data > 1 else math.gcd(batch_size // config.fsdp, available // others)
-    whole = MeshConfig(data, config.fsdp, config.context, config.tensor)
+    data = config.data if config.data > 1 else math.gcd(batch_size // rows, available // others)
+    whole = dataclasses.replace(config, data=data)
     return make_mesh(whole, jax.devices()[: whole.num_devices])
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `data` and `fsdp`."""
+    """Rows over the axes that cut a batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 

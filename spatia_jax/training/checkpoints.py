@@ -76,7 +76,8 @@ class Checkpoints:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), target, where
         )
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), config=ocp.args.JsonRestore()  # type: ignore[call-arg]
+            state=ocp.args.StandardRestore(abstract),
+            config=ocp.args.JsonRestore(),  # type: ignore[call-arg]
         )
         try:
             found = self.manager.restore(step, args=args)

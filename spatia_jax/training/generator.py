@@ -22,9 +22,9 @@ from jaxtyping import Array
 from spatia_jax import diffusion
 from spatia_jax.data.conditioning import Cut
 from spatia_jax.model import Model
+from spatia_jax.parallel.sharding import BATCH_AXES
 from spatia_jax.pixels import to_signed
 from spatia_jax.stages import encode_references, encode_shown, fill
-from spatia_jax.training.batches import BATCH_AXES
 from spatia_jax.training.examples import render_clip
 from spatia_jax.training.state import Params
 

@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from spatia_jax.parallel import MeshConfig
+from spatia_jax.parallel import MeshConfig, state_shardings
 from spatia_jax.training.batches import Batches, part_of_this_host, to_devices, training_mesh
 from spatia_jax.training.checkpoints import Checkpoints
 from spatia_jax.training.log import Log, StepCost
 from spatia_jax.training.options import FitConfig
 from spatia_jax.training.state import Params, TrainState, join
-from spatia_jax.training.step import Objective, compile_train_step, initial_state, state_shardings
+from spatia_jax.training.step import Objective, compile_train_step, initial_state
 from spatia_jax.training.stop import STATUS, StopSignal
 
 _TRAIN, _HELD_OUT = 1, 2  # purposes folded into a run's key
@@ -54,7 +54,7 @@ def fit(
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     start: Params | None = None,
     frozen: Params | None = None,
-    watch: Watch = Watch(),  # noqa: B008 (frozen)
+    watch: Watch = Watch(),
     say: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains to `config.steps` steps, resuming from the last complete checkpoint in `directory` if there is one.

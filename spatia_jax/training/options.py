@@ -93,9 +93,7 @@ class FitConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"fit.{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size % self.accumulate:
-            raise InputError(
-                f"fit.batch_size is {self.batch_size}; fit.accumulate ({self.accumulate}) must divide it"
-            )
+            raise InputError(f"fit.batch_size is {self.batch_size}; fit.accumulate ({self.accumulate}) must divide it")
         if self.frozen_dtype not in ("float32", "bfloat16"):
             raise InputError(f"fit.frozen_dtype is {self.frozen_dtype!r}; it must be float32 or bfloat16")
 

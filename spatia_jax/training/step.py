@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from spatia_jax.parallel import param_shardings
+from spatia_jax.parallel import state_shardings
 from spatia_jax.training.options import FitConfig
 from spatia_jax.training.state import Params, TrainState, join, split
 
@@ -58,11 +58,6 @@ def initial_state(
     key = jax.random.key(config.seed)
     shardings = state_shardings(jax.eval_shape(make, key, start, frozen), mesh)
     return jax.jit(make, out_shardings=shardings)(key, start, frozen)
-
-
-def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Parameters, average, optimizer state and frozen parameters by the one table of `parallel.sharding`."""
-    return param_shardings(state, mesh)
 
 
 def make_train_step(objective: Objective, config: FitConfig) -> Callable:

@@ -19,7 +19,8 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.noticed, self.before = False, None
+        self.noticed = False
+        self.before: Any = None
 
     def __enter__(self) -> StopSignal:
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():

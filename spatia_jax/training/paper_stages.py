@@ -1,0 +1,118 @@
+"""The two stages of the paper: opening clips on the projection, then continuing clips with history and references.
+
+What a stage trains is said by its `FitConfig.train_only`: all of transformer and text encoder from scratch
+(configs/tiny.py), the control branch beside a frozen Wan2.2 (stage 1 of configs/spatia_5b_stage1.py), a LoRA of the
+main blocks beside everything frozen (stage 2), or the whole transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Source
+from pathlib import Path
+from typing import Literal
+
+from spatia_jax.config import TrainingConfig
+from spatia_jax.data import open_sequences
+from spatia_jax.errors import InputError
+from spatia_jax.model import Model, Params
+from spatia_jax.parallel import distributed, param_shardings
+from spatia_jax.text import Tokenizer
+from spatia_jax.training.batches import Batches, training_mesh
+from spatia_jax.training.cost import stage_cost
+from spatia_jax.training.examples import KINDS, build_examples, clip_batches, example_batches
+from spatia_jax.training.generator import GeneratorObjective
+from spatia_jax.training.loop import Watch, fit
+from spatia_jax.training.options import FitConfig
+from spatia_jax.training.samples import make_sampler
+from spatia_jax.weights.bundle import load_network
+from spatia_jax.weights.store import find_params
+
+Stage = Literal["stage1", "stage2"]
+
+
+def train_stage(
+    model: Model, stage: Stage, source: Source[dict], tokenizer: Tokenizer, output: Path, start: Path | None
+) -> dict[str, Params]:
+    """Trains a stage to its end.
+
+    Args:
+        start: a folder of weights to start from, where `output/weights` has none.
+
+    Returns: the networks that were trained, whole.
+
+    Raises:
+        InputError: a network that the stage needs is nowhere.
+    """
+    training, config = model.config.training, stage_config(model.config.training, stage)
+    objective = GeneratorObjective(model, stage_networks(model, stage))
+    find = _Finder(model, output / "weights", start, config)
+    frozen = {name: find(name) for name in ("autoencoder", *(["inpainter"] if model.config.inpainter else []))}
+    given = start is not None or stage == "stage2"
+    begin = {name: find(name) for name in ("transformer", "text_encoder")} if given else None
+    if config.train_only and begin is None:
+        raise InputError(
+            f"training.{stage}.train_only is {config.train_only}: there must be weights to freeze; say --start DIR"
+        )
+    batches = stage_batches(model, stage, frozen, source, tokenizer, output / "examples")
+    watch = Watch(cost=stage_cost(model, stage, config), fps=model.config.clip.fps)
+    if config.evaluate_every or config.sample_every:
+        held_out = distributed.first_alone(
+            lambda: open_sequences(model.config.procedural, output / "data", "validation")
+        )
+        watch = Watch(
+            stage_batches(model, stage, frozen, held_out, tokenizer, output / "examples_held_out"),
+            make_sampler(model, held_out[0], tokenizer) if config.sample_every else None,
+            watch.fps,
+            watch.cost,
+        )
+    state = fit(objective, config, batches, output / stage, mesh=training.mesh, start=begin, frozen=frozen, watch=watch)
+    return state.networks
+
+
+def stage_config(training: TrainingConfig, stage: Stage) -> FitConfig:
+    return training.stage1 if stage == "stage1" else training.stage2
+
+
+def stage_networks(model: Model, stage: Stage) -> tuple[str, ...]:
+    """What the objective of a stage is about; a LoRA only acts where there is history."""
+    lora = ("lora",) if stage == "stage2" and model.config.lora else ()
+    return ("transformer", "text_encoder", *lora)
+
+
+def stage_batches(
+    model: Model, stage: Stage, frozen: Params, source: Source[dict], tokenizer: Tokenizer, cache: Path
+) -> Batches:
+    """Batches of a stage, from cached latents (made now if they are missing) or raw clips, as the config says."""
+    training, config = model.config.training, stage_config(model.config.training, stage)
+    size, seed, share = config.batch_size, config.seed, 1.0 if stage == "stage1" else training.opening_share
+    if training.latents == "on_the_fly":
+        return clip_batches(model, source, tokenizer, batch_size=size, seed=seed, opening_share=share)
+    kinds = [kind for kind in KINDS if kind == "opening" or share < 1.0]
+
+    def build() -> None:
+        for kind in kinds:
+            build_examples(model, frozen, source, tokenizer, cache, kind)
+
+    distributed.first_alone(build)
+    length = model.config.clip.text_length
+    return example_batches(cache, tokenizer, length, batch_size=size, seed=seed, opening_share=share)
+
+
+class _Finder:
+    """Loads a network from where it is, each device's pieces straight to it."""
+
+    def __init__(self, model: Model, weights: Path, start: Path | None, config: FitConfig):
+        self.model, self.config = model, config
+        self.folders = [folder for folder in (weights, start) if folder is not None]
+        self.mesh = training_mesh(model.config.training.mesh, config.batch_size // config.accumulate)
+
+    def __call__(self, name: str) -> Params:
+        for folder in self.folders:
+            try:
+                find_params(folder, name)
+            except InputError:
+                continue
+            shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
+            return load_network(self.model, folder, name, shardings=shardings)
+        places = " or ".join(map(str, self.folders))
+        raise InputError(f"no weights of the {name} in {places}; train it first, or name a folder with --start")
