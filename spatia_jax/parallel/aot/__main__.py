@@ -7,7 +7,6 @@ Exit status 2 where it does not fit. Needs no TPU, and little memory: nothing is
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from spatia_jax.parallel.aot.executable import save_executable
 from spatia_jax.parallel.aot.programs import Kind
 from spatia_jax.parallel.aot.search import Choice, attempt, default_mesh, search
 from spatia_jax.plan.plan import WeightsDtype
+from spatia_jax.training.paper_stages import Stage
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class AotArgs:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     topology: str = "v5p:4x4x4"
     program: Kind = "train"
-    stage: int = 1
+    stage: Stage = "stage1"
     mesh: MeshConfig = MeshConfig()
     weights_dtype: WeightsDtype = "bfloat16"
     search: bool = False

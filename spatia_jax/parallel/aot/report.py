@@ -69,7 +69,9 @@ class Report:
             "seconds": {name: getattr(cost, name) for name in ("compute", "kernels", "exposed", "copies")},
             "model_flops": self.flops,
             "implied_mfu": self.mfu,
-            "collectives": {kind: {"count": cost.counts[kind], "bytes": cost.bytes[kind]} for kind in sorted(cost.counts)},
+            "collectives": {
+                kind: {"count": cost.counts[kind], "bytes": cost.bytes[kind]} for kind in sorted(cost.counts)
+            },
             "not_priced": dict(cost.unpriced),
         }
 
@@ -90,7 +92,10 @@ class Report:
         waiting = f"waiting for collectives {cost.exposed:.3f}, for copies {cost.copies:.3f}"
         lines += [
             "",
-            *(f"  {kind:24}{cost.counts[kind]:6} x, {cost.bytes[kind] / _GIGA:10.3f} GB" for kind in sorted(cost.counts)),
+            *(
+                f"  {kind:24}{cost.counts[kind]:6} x, {cost.bytes[kind] / _GIGA:10.3f} GB"
+                for kind in sorted(cost.counts)
+            ),
             "",
             f"  estimated {cost.seconds:.3f} s: XLA's cycles {cost.compute:.3f}, kernels {cost.kernels:.3f}, {waiting}",
             f"  {self.flops / 1e12:,.0f} TFLOP needed: {self.mfu:.1%} of the chips' {chip.peak_flops / 1e12:g} TFLOP/s",

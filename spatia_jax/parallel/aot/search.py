@@ -16,6 +16,7 @@ from spatia_jax.parallel.aot.chips import Slice
 from spatia_jax.parallel.aot.programs import Kind, sampling_program, training_program
 from spatia_jax.parallel.aot.report import Report, report
 from spatia_jax.plan.plan import WeightsDtype
+from spatia_jax.training.paper_stages import Stage
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Choice:
 
     config: Experiment
     kind: Kind
-    stage: int
+    stage: Stage
     mesh: MeshConfig
     dtype: WeightsDtype
 
     def __str__(self) -> str:
         axes = [f"{name} {size}" for name, size in dataclasses.asdict(self.mesh).items() if size > 1]
-        words = [f"{self.config.name} {self.kind}", *([f"stage {self.stage}"] if self.kind == "train" else []), *axes]
+        words = [f"{self.config.name} {self.kind}", *([self.stage] if self.kind == "train" else []), *axes]
         return ", ".join(words)
 
 
