@@ -29,6 +29,8 @@ from spatia_jax.models.transformer_layers import (
     unpatchify,
     xavier,
 )
+from spatia_jax.parallel import spread_examples
+from spatia_jax.parallel.sequence import spread_tokens
 
 
 class Head(nnx.Module):
@@ -89,13 +91,15 @@ class VideoTransformer(nnx.Module):
         _, frames, rows, columns, _ = latents.shape
         _, height, width = config.patch_size
 
-        x = self.patch_embedding(patchify(latents, config.patch_size).astype(dtype))
-        context = self.text_embedding(context.astype(dtype))
+        x = self.patch_embedding(spread_tokens(patchify(latents, config.patch_size)).astype(dtype))
+        context = spread_examples(self.text_embedding(context.astype(dtype)))
         time = self.time_embedding(timestep_embedding(timesteps, config.freq_dim)).astype(jnp.float32)
         modulation = self.time_projection(jax.nn.silu(time)).astype(jnp.float32)
+        time, modulation = (spread_examples(y) for y in (time, modulation))
         modulation = modulation.reshape(*timesteps.shape, 6, config.dim)
         grid = (rows // height, columns // width)
         rotary = rotary_table(num_references, frames - num_references, *grid, config.head_dim)
+        rotary = jnp.asarray(rotary.reshape(2, frames, grid[0] * grid[1], -1))
 
         if control is None or self.control is None:
             x, _ = scan(
@@ -104,11 +108,11 @@ class VideoTransformer(nnx.Module):
             )  # fmt: skip
         else:
             after = slice(num_references, None)
-            clip_rotary = jnp.asarray(rotary)[:, num_references * grid[0] * grid[1] :]
-            hints = self.control(control, x[:, after], context, modulation[:, after], clip_rotary)
+            hints = self.control(control, x[:, after], context, modulation[:, after], rotary[:, after])
             hints = hints * jnp.reshape(jnp.asarray(control_scale, hints.dtype), (-1, 1, 1, 1))
             x = self._run_with_hints(x, context, modulation, rotary, hints, num_references, lora)
-        output = unpatchify(self.head(x, time), config.patch_size, rows, columns).astype(jnp.float32)
+        patches = self.head(x, time)[:, :, : grid[0] * grid[1]]
+        output = unpatchify(patches, config.patch_size, rows, columns).astype(jnp.float32)
         if control is None or not config.control_skip:
             return output
         skip = control[..., : config.out_dim] * jnp.reshape(jnp.asarray(control_scale, jnp.float32), (-1, 1, 1, 1, 1))

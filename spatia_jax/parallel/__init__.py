@@ -1,6 +1,6 @@
 """Devices: the mesh, and how arrays lie on it."""
 
-from spatia_jax.parallel.in_use import axis_sizes, batch_axes, on_every_device, platform, split_frames
+from spatia_jax.parallel.in_use import axis_sizes, batch_axes, on_every_device, platform, split_frames, spread_examples
 from spatia_jax.parallel.mesh import data_mesh, replicated, split_batch, use_all_cores
 from spatia_jax.parallel.sharding import (
     AXES,
@@ -27,6 +27,7 @@ __all__ = [
     "replicated",
     "split_batch",
     "split_frames",
+    "spread_examples",
     "state_shardings",
     "use_all_cores",
 ]

@@ -28,9 +28,17 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def batch_axes(size: int) -> str | tuple[str, ...] | None:
+def batch_axes(size: int) -> tuple[str, ...]:
     """The axes of the mesh in use that divide a batch of `size`: an entry of a PartitionSpec."""
     return dividing(BATCH_AXES, size, axis_sizes())
+
+
+def spread_examples(x: Float[Array, b * rest]) -> Float[Array, b * rest]:
+    """For use under jit: examples over the mesh in use, as far as they divide, and otherwise whole on every device.
+
+    Says to XLA that what is cut along `fsdp` beside the batch, the parameters, is to be gathered, not the batch.
+    """
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes(len(x)))) if axis_sizes() else x
 
 
 def on_every_device(tree: Any) -> Any:

@@ -110,13 +110,14 @@ def param_specs(abstract_params: Any, config: MeshConfig) -> Any:
         abstract_params: any pytree of arrays or ShapeDtypeStructs whose paths end like those of our parameters.
         config: sizes of the mesh's axes.
     """
-    sizes = dataclasses.asdict(config)
+    several = {name: size for name, size in dataclasses.asdict(config).items() if size > 1}
 
     def spec(path: tuple, leaf: Any) -> PartitionSpec:
         inputs, outputs = _matrix_axes(jax.tree_util.keystr(path, simple=True, separator="."))
         if leaf.ndim < 2:
             return PartitionSpec(*[None] * leaf.ndim)
-        last = [dividing(inputs, leaf.shape[-2], sizes), dividing(outputs, leaf.shape[-1], sizes)]
+        kept = (dividing(*each, several) for each in zip((inputs, outputs), leaf.shape[-2:], strict=True))
+        last = (axes[0] if len(axes) == 1 else axes or None for axes in kept)
         return PartitionSpec(*[None] * (leaf.ndim - 2), *last)
 
     return jax.tree_util.tree_map_with_path(spec, abstract_params)
@@ -169,10 +170,10 @@ def _matrix_axes(path: str) -> tuple[_Axes, _Axes]:
     return next(((i, o) for pattern, i, o in _TABLES if re.search(rf"{pattern}$", f"{layer}.{name}")), ((), ()))
 
 
-def dividing(axes: _Axes, length: int, sizes: Mapping[str, int]) -> str | _Axes | None:
-    """As many of `axes`, in order, as divide `length` together."""
+def dividing(axes: _Axes, length: int, sizes: Mapping[str, int]) -> _Axes:
+    """As many of `axes`, in order, as the mesh has and divide `length` together."""
     kept: _Axes = ()
     for axis in axes:
-        if sizes.get(axis, 1) > 1 and length % math.prod(sizes[name] for name in (*kept, axis)) == 0:
+        if axis in sizes and length % math.prod(sizes[name] for name in (*kept, axis)) == 0:
             kept = (*kept, axis)
-    return kept[0] if len(kept) == 1 else kept or None
+    return kept

@@ -170,7 +170,7 @@ def test_new_model_predicts_zero(fresh, inputs):
 
 @pytest.mark.slow
 def test_rematerialisation_changes_nothing(model, inputs):
-    again = structure(replace(CONFIG, remat=True))
+    again = structure(replace(CONFIG, remat="block"))
 
     def gradient(graphdef):
         return jax.jit(jax.grad(lambda params: jnp.sum(jnp.square(run((graphdef, params), inputs)))))(model[1])
