@@ -149,7 +149,7 @@ def map_past(given: Cut, key: Array, config: ConditioningConfig, memory_config) 
     """The point map of the past: the first view observed whole, the others with a slightly wrong depth."""
     past, count = given.past, len(given.in_map)
     kept = jax.random.bernoulli(jax.random.fold_in(key, _KEEP), config.keep, (count,))
-    kept = (given.in_map & kept).at[0].set(True)
+    kept = jnp.asarray(given.in_map & kept).at[0].set(True)
     scale = 1.0 + config.depth_noise * jax.random.normal(jax.random.fold_in(key, _SCALE), (count,))
     depth = past.depth * scale.at[0].set(1.0)[:, None, None]
     usable = ~past.moving & kept[:, None, None]

@@ -11,6 +11,7 @@ How several devices share one attention is `parallel.sequence`'s, which calls th
 
 import functools
 import warnings
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,9 @@ def is_fused(on: str, dtype: jax.typing.DTypeLike, head_dim: int) -> bool:
 
 
 @functools.cache  # so that a shape is tried, and complained about, once
-def cudnn_takes(*signature: tuple[tuple[int, ...], jnp.dtype], implementation: str = "cudnn") -> bool:
+def cudnn_takes(
+    *signature: tuple[tuple[int, ...], jnp.dtype], implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> bool:
     """Whether cuDNN here compiles attention and its gradient for the (shape, dtype) of queries, keys and values.
 
     A program for other devices than those of this machine cannot be tried and is believed to compile. Where cuDNN

@@ -98,8 +98,8 @@ class VideoTransformer(nnx.Module):
         time, modulation = (spread_examples(y) for y in (time, modulation))
         modulation = modulation.reshape(*timesteps.shape, 6, config.dim)
         grid = (rows // height, columns // width)
-        rotary = rotary_table(num_references, frames - num_references, *grid, config.head_dim)
-        rotary = jnp.asarray(rotary.reshape(2, frames, grid[0] * grid[1], -1))
+        table = rotary_table(num_references, frames - num_references, *grid, config.head_dim)
+        rotary = jnp.asarray(table.reshape(2, frames, grid[0] * grid[1], -1))
 
         if control is None or self.control is None:
             x, _ = scan(

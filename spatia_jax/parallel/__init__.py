@@ -1,9 +1,9 @@
 """Devices: the mesh, and how arrays lie on it."""
 
+from spatia_jax.parallel.checks import AXES, check_mesh
 from spatia_jax.parallel.in_use import axis_sizes, batch_axes, on_every_device, platform, split_frames, spread_examples
 from spatia_jax.parallel.mesh import data_mesh, replicated, split_batch, use_all_cores
 from spatia_jax.parallel.sharding import (
-    AXES,
     MeshConfig,
     batch_shardings,
     make_mesh,
@@ -18,6 +18,7 @@ __all__ = [
     "axis_sizes",
     "batch_axes",
     "batch_shardings",
+    "check_mesh",
     "data_mesh",
     "make_mesh",
     "on_every_device",

@@ -11,7 +11,8 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from spatia_jax.parallel.sharding import BATCH_AXES, dividing
+from spatia_jax.parallel.checks import BATCH_AXES
+from spatia_jax.parallel.sharding import dividing
 
 
 def axis_sizes() -> dict[str, int]:

@@ -23,7 +23,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from spatia_jax.errors import InputError
+from spatia_jax.parallel.checks import check_heads
 from spatia_jax.parallel.in_use import axis_sizes, batch_axes
 from spatia_jax.parallel.ring import ring_attention
 from spatia_jax.parallel.sharding import dividing
@@ -91,21 +91,6 @@ def cross_attention(
     text = PartitionSpec(spec[0], None, spec[3])
     run = jax.shard_map(local, in_specs=(spec, text, text), out_specs=spec, check_vma=False)
     return run(queries, keys, values)
-
-
-def check_heads(heads: int, context: int, tensor: int) -> None:
-    """Nothing, if every device can have whole heads under "ulysses".
-
-    Raises:
-        InputError: it cannot; names the sizes of `context` that could.
-    """
-    mine = heads // tensor if heads % tensor == 0 else heads
-    if mine % context:
-        allowed = ", ".join(str(n) for n in range(1, mine + 1) if mine % n == 0)
-        raise InputError(
-            f"mesh.context is {context}, which does not divide the {mine} of {heads} heads that mesh.tensor {tensor} "
-            f"leaves a device; with sequence_parallel ulysses it must be one of {allowed}, with ring any number will do"
-        )
 
 
 def _spec(shape: tuple[int, ...]) -> PartitionSpec:

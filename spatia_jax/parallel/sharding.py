@@ -19,11 +19,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatia_jax.errors import InputError
+from spatia_jax.parallel.checks import AXES, BATCH_AXES, check_batch, check_devices
 
 _Axes = tuple[str, ...]
-
-AXES: _Axes = ("slices", "data", "fsdp", "context", "tensor")  # of every mesh, the last over the nearest devices
-BATCH_AXES: _Axes = ("slices", "data", "fsdp")  # that a batch is cut along
 
 # What a layer is called, and the axes of its kernel's inputs and outputs; the first that matches counts.
 _LAYERS: tuple[tuple[str, _Axes, _Axes], ...] = (
@@ -68,8 +66,13 @@ class MeshConfig:
                 raise InputError(f"mesh.{name} is {size}; it must be at least 1")
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Of the axes, in the order in which the mesh has them."""
+        return {name: getattr(self, name) for name in AXES}
+
+    @property
     def num_devices(self) -> int:
-        return math.prod(dataclasses.astuple(self))
+        return math.prod(self.sizes.values())
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -83,18 +86,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         InputError: the product differs from the number of devices, or these lie in another number of TPU slices.
     """
     devices = jax.devices() if devices is None else devices
-    if config.num_devices != len(devices):
-        sizes = " x ".join(f"{name} {getattr(config, name)}" for name in AXES if name != "slices" or config.slices > 1)
-        raise InputError(
-            f"mesh: {sizes} is {config.num_devices} devices; there are {len(devices)}, "
-            f"which the product of all axes must be"
-        )
+    check_devices(config.sizes, len(devices))
     # Devices of a TPU say their slice. Elsewhere processes are hosts, and a slice is some of them, in their order.
     found = {getattr(device, "slice_index", 0) for device in devices}
     if len(found) > 1 and len(found) != config.slices:
         raise InputError(f"mesh.slices is {config.slices}; the devices lie in {len(found)} slices, so it must be that")
     ordered = sorted(devices, key=lambda d: (getattr(d, "slice_index", 0), d.process_index))
-    shape = tuple(getattr(config, name) for name in AXES)
+    shape = tuple(config.sizes.values())
     groups = np.split(np.array(ordered), config.slices)
     within = [jax.make_mesh(shape[1:], AXES[1:], devices=tuple(group)).devices for group in groups]
     return Mesh(np.stack(within), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -110,7 +108,7 @@ def param_specs(abstract_params: Any, config: MeshConfig) -> Any:
         abstract_params: any pytree of arrays or ShapeDtypeStructs whose paths end like those of our parameters.
         config: sizes of the mesh's axes.
     """
-    several = {name: size for name, size in dataclasses.asdict(config).items() if size > 1}
+    several = {name: size for name, size in config.sizes.items() if size > 1}
 
     def spec(path: tuple, leaf: Any) -> PartitionSpec:
         inputs, outputs = _matrix_axes(jax.tree_util.keystr(path, simple=True, separator="."))
@@ -152,11 +150,8 @@ def batch_shardings(abstract_batch: Any, mesh: Mesh) -> Any:
     Raises:
         InputError: the batch does not divide.
     """
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    for size in sorted({leaf.shape[0] for leaf in jax.tree.leaves(abstract_batch)}):
-        if size % parts:
-            sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH_AXES)
-            raise InputError(f"a batch of {size} cannot be split over mesh {sizes}; it must be a multiple of {parts}")
+    for leaf in jax.tree.leaves(abstract_batch):
+        check_batch(leaf.shape[0], mesh.shape)
     return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(BATCH_AXES)), abstract_batch)
 
 

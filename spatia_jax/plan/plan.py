@@ -132,7 +132,7 @@ def abstract_weights(model: Model, dtype: WeightsDtype) -> Params:
 
 def shares(params: Params, mesh: MeshConfig) -> Params:
     """For each array, its shape on one device."""
-    abstract = AbstractMesh(dataclasses.astuple(mesh), tuple(field.name for field in dataclasses.fields(mesh)))
+    abstract = AbstractMesh(tuple(mesh.sizes.values()), tuple(mesh.sizes))
 
     def share(spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return _shape(NamedSharding(abstract, spec).shard_shape(leaf.shape), leaf.dtype)

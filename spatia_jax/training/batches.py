@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spatia_jax.data.pipeline import Host, batched, mixture
 from spatia_jax.errors import InputError
 from spatia_jax.parallel import MeshConfig, make_mesh
 from spatia_jax.parallel.sharding import BATCH_AXES
@@ -29,14 +30,14 @@ class Batches:
     size: int
     weights: tuple[float, ...] = (1.0,)
 
-    def part(self, index: int, count: int) -> grain.MapDataset:
-        """The `index`-th of `count` equal parts of every batch, in the order of the whole."""
-        small = [rows.batch(self.size // count, drop_remainder=True)[index::count] for rows in self.rows]
-        return small[0] if len(small) == 1 else grain.MapDataset.mix(small, weights=list(self.weights))
+    def part(self, host: Host) -> grain.MapDataset:
+        """A host's part of every batch, in the order of the whole."""
+        parts = [batched(rows, self.size, host) for rows in self.rows]
+        return mixture(parts, self.weights)
 
     def __getitem__(self, step: int) -> Any:
         """The whole batch of a step."""
-        return self.part(0, 1)[step]
+        return self.part(Host())[step]
 
 
 def training_mesh(config: MeshConfig, batch_size: int) -> Mesh:
@@ -65,8 +66,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def part_of_this_host(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """Which part of every batch this process has to read: `(index, count)`.
+def part_of_this_host(mesh: Mesh, batch_size: int) -> Host:
+    """Which part of every batch this process has to read.
 
     Processes whose devices differ only along `context` or `tensor` read the same rows.
     """
@@ -75,7 +76,7 @@ def part_of_this_host(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     first, size = rows[0][0], rows[-1][1] - rows[0][0]
     if batch_size % size or first % size:
         raise InputError(f"the mesh leaves a process rows {first} to {first + size} of {batch_size}: not an equal part")
-    return first // size, batch_size // size
+    return Host(first // size, batch_size // size)
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:

@@ -75,20 +75,28 @@ class Checkpoints:
         abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), target, where
         )
+        self._check(step, abstract)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract),
             config=ocp.args.JsonRestore(),  # type: ignore[call-arg]
         )
-        try:
-            found = self.manager.restore(step, args=args)
-        except (ValueError, KeyError, OSError) as error:
-            reason = (str(error).strip().splitlines() or ["no detail"])[0]
-            raise InputError(
-                f"{self.directory / str(step)} cannot be gone on from: {reason[:300]}; "
-                "is it of another config? Train into another folder, or remove it"
-            ) from error
+        found = self.manager.restore(step, args=args)
         self._say_what_differs(found["config"], step)
         return dataclasses.replace(found["state"], frozen=start.frozen)
+
+    def _check(self, step: int, wanted: TrainState) -> None:
+        """Raises InputError when a checkpoint's arrays are not the ones that are trained; reads no data."""
+        metadata = self.manager.item_metadata(step)["state"]
+        if metadata is None:
+            raise InputError(f"{self.directory / str(step)} is not whole: it has no metadata; remove it")
+        found, asked = ({name: leaf.shape for name, leaf in _flat(tree)} for tree in (metadata.tree, wanted))
+        wrong = [name for name in {**asked, **found} if asked.get(name) != found.get(name)]
+        if wrong:
+            name = wrong[0]
+            raise InputError(
+                f"{self.directory / str(step)} is of other networks: {name} has shape {found.get(name, 'none')}, here "
+                f"{asked.get(name, 'none')} ({len(wrong)} such); train into another folder, or remove it"
+            )
 
     def _say_what_is_unfinished(self) -> None:
         for folder in sorted(self.directory.glob(f"*{_UNFINISHED}*")):
@@ -106,6 +114,11 @@ def gathered(params: Params) -> Params:
     if jax.process_count() == 1:
         return params
     return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), params)
+
+
+def _flat(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
 
 
 def _plain(config: FitConfig) -> dict:

@@ -112,7 +112,12 @@ def _train_autoencoder(model: Model, source: Source[dict], output: Path, weights
         source, frames=clip.continuing_frames, crop=training.crop, batch_size=config.batch_size, seed=config.seed
     )
     state = fit(
-        AutoencoderObjective(model, freeze_encoder=linear), config, batches, output / "autoencoder", start=start
+        AutoencoderObjective(model, freeze_encoder=linear),
+        config,
+        batches,
+        output / "autoencoder",
+        mesh=training.mesh,
+        start=start,
     )
     return {"autoencoder": normalize_latents(model, state.ema, sample)}
 

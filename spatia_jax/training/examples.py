@@ -11,7 +11,6 @@ from collections.abc import Sequence as Source
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from jaxtyping import Array
 
 from spatia_jax.cameras import Cameras
 from spatia_jax.data.conditioning import Cut, Example, Sequence, condition, cut
+from spatia_jax.data.pipeline import shuffled
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.model import Model, Params
@@ -192,5 +192,5 @@ def _kinds(opening_share: float) -> tuple[str, ...]:
 
 def _mixed(rows: dict[str, Any], batch_size: int, seed: int, opening_share: float) -> Batches:
     shares = {"opening": opening_share, "continuing": 1.0 - opening_share}
-    endless = (grain.MapDataset.source(source).seed(seed).shuffle().repeat() for source in rows.values())
-    return Batches(tuple(endless), batch_size, tuple(shares[kind] for kind in rows))
+    endless = tuple(shuffled(source, seed) for source in rows.values())
+    return Batches(endless, batch_size, tuple(shares[kind] for kind in rows))

@@ -83,7 +83,7 @@ def fit(
     say = say if jax.process_index() == 0 else _silence
     directory.mkdir(parents=True, exist_ok=True)
     devices = training_mesh(mesh, config.batch_size // config.accumulate)
-    rows = batches.part(*part_of_this_host(devices, config.batch_size))
+    rows = batches.part(part_of_this_host(devices, config.batch_size))
     keys = [jax.random.fold_in(jax.random.key(config.seed), purpose) for purpose in (_TRAIN, _HELD_OUT)]
     with Checkpoints(directory / "checkpoints", config, say) as checkpoints, jax.set_mesh(devices):
         state = initial_state(objective, config, devices, start, frozen)
@@ -131,7 +131,7 @@ def _held_out_loss(
     if validation is None or not config.evaluate_every:
         return None
     keys = jax.random.split(key, validation.size)
-    rows = validation.part(*part_of_this_host(devices, validation.size))
+    rows = validation.part(part_of_this_host(devices, validation.size))
     fixed = [to_devices(rows[i], devices) for i in range(config.evaluate_batches)]
     loss = jax.jit(lambda state, batch: objective.loss(join(state.ema, state.frozen), batch, keys)[0])
     return lambda state: float(np.mean([float(loss(state, batch)) for batch in fixed]))

@@ -14,7 +14,6 @@ from collections.abc import Sequence as Source
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import jaxlie
@@ -25,6 +24,7 @@ from spatia_jax import map_stage, mapper, stages
 from spatia_jax.cameras import Cameras
 from spatia_jax.cameras.drift import perturb
 from spatia_jax.data.conditioning import Sequence
+from spatia_jax.data.pipeline import shuffled
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.mapper.motion_cues import Cues
@@ -141,5 +141,4 @@ def build_motion(
 
 def motion_batches(directory: Path, *, batch_size: int, seed: int) -> Batches:
     """Endless batches of packed keyframes."""
-    rows = grain.MapDataset.source(Rows(load_examples(directory, "motion")))
-    return Batches((rows.seed(seed).shuffle().repeat(),), batch_size)
+    return Batches((shuffled(Rows(load_examples(directory, "motion")), seed),), batch_size)

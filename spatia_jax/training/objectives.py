@@ -65,12 +65,12 @@ class DepthObjective:
         return self.model.init("depth", key)
 
     def loss(self, params: Params, batch: Any, keys: Array) -> tuple[Array, dict[str, Array]]:
-        """`batch`: frames [b, h, w, 3] uint8, depth [b, h, w] metres."""
+        """`batch`: frames [b, h, w, 3] uint8, depth [b, h, w] metres, 0 where unknown."""
         del keys
         target = batch["depth"].astype(jnp.float32)
-        predicted = self.model.estimate_depth({"depth": params}, to_signed(batch["frames"]))
-        relative = jnp.mean(jnp.abs(predicted - target) / target)
-        return depth_loss(predicted, target, target > 0), {"relative_error": relative}
+        predicted, known = self.model.estimate_depth({"depth": params}, to_signed(batch["frames"])), target > 0
+        relative = jnp.mean(jnp.abs(predicted - target) / jnp.where(known, target, 1.0), where=known)
+        return depth_loss(predicted, target, known), {"relative_error": relative}
 
 
 @dataclass(frozen=True)

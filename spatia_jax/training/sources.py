@@ -1,6 +1,6 @@
 """Batches for the autoencoder and the depth network, cut out of posed RGB-D sequences.
 
-Batch i is a function of i and the seed alone, so the step of a run says which data come next.
+Batch i is a function of i and the seed alone, so the step of a run says which data come next (`data.pipeline`).
 """
 
 from __future__ import annotations
@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Source
 
-import grain
 import numpy as np
 
+from spatia_jax.data.pipeline import shuffled
 from spatia_jax.errors import InputError
 from spatia_jax.training.batches import Batches
 
 
 def _batches(source: Source[dict], cut: Callable, batch_size: int, seed: int) -> Batches:
     """Endless batches of `cut(record, generator)` over shuffled records."""
-    rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(cut)
-    return Batches((rows,), batch_size)
+    return Batches((shuffled(source, seed).random_map(cut),), batch_size)
 
 
 def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int) -> Batches:

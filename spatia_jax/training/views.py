@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ from jaxtyping import Array, Bool
 
 from spatia_jax import memory
 from spatia_jax.cameras import Cameras
+from spatia_jax.data.pipeline import shuffled
 from spatia_jax.data.procedural import KINDS, render, sample_path, sample_scene
 from spatia_jax.data.procedural.paths import FRAMES_PER_SECOND
 from spatia_jax.io.atomic import atomic_write
@@ -122,8 +122,7 @@ def view_batches(directory: Path, *, batch_size: int, seed: int) -> Batches:
         varied["panorama"] = np.concatenate([around, row["panorama"][..., 3:]], axis=-1)
         return mirrored(varied) if rng.integers(2) else varied
 
-    rows = grain.MapDataset.source(Rows(load_examples(directory, "views")))
-    return Batches((rows.seed(seed).shuffle().repeat().random_map(vary),), batch_size)
+    return Batches((shuffled(Rows(load_examples(directory, "views")), seed).random_map(vary),), batch_size)
 
 
 def mirrored(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -35,11 +35,12 @@ MESHES = {
     "tensor": MeshConfig(tensor=4),
     "context": MeshConfig(context=4),
     "fsdp-context": MeshConfig(fsdp=2, context=2),
+    "fsdp-tensor": MeshConfig(fsdp=2, tensor=2),
     "context-tensor": MeshConfig(context=2, tensor=2),
     "slices-tensor": MeshConfig(slices=2, tensor=2),
     "slices-fsdp": MeshConfig(slices=2, fsdp=2),
 }
-COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 FRAMES, ROWS, COLUMNS = 4, 4, 6  # six tokens a frame: four devices need padding
 
 
@@ -90,7 +91,7 @@ def distance(values, expected) -> dict[str, float]:
 
 
 def main(names: list[str]) -> None:
-    for opening in (True, False):
+    for opening in (True, False) if os.environ.get("SPATIA_TEST_KINDS") != "continuing" else (False,):
         given, params, alone = batch(opening), parameters(objective("ulysses", "none")), jax.local_devices()[0]
         key = jax.random.key(7)
         args = jax.device_put((params, given, key), alone)
