@@ -27,8 +27,9 @@ from spatia_jax.parallel.aot.hlo import Instruction, Module, arrays, group, nbyt
 
 PALLAS_EFFICIENCY = 0.6  # of the peak, for attention kernels: an assumption, no TPU has confirmed it
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-# Products [l, d] x [d, m] of the attention kernels' forward and backward passes, by the name of the kernel.
-_ATTENTION_PRODUCTS = {"fwd": 2, "dkv": 5, "dq": 3}
+# Products of l x m x d in splash attention's kernels, by name: logits and their use forwards; backwards both again, and
+# one for each gradient that the kernel returns.
+_ATTENTION_PRODUCTS = {"fwd": 2, "dkv": 2, "dq": 2}
 
 
 @dataclass(frozen=True)
@@ -192,12 +193,14 @@ def attention_flops(kernel: Instruction) -> float | None:
     Its operands are not in its line, but their layouts are: of the [heads, length, d] among them the first is the
     queries, the second the keys.
     """
-    products = next((n for part, n in _ATTENTION_PRODUCTS.items() if f"mha_{part}" in kernel.name), None)
+    part = next((part for part in _ATTENTION_PRODUCTS if f"mha_{part}" in kernel.name), None)
     given = kernel.attributes.partition("operand_layout_constraints={")[2].partition("}}")[0]
     matrices = [shape for dtype, shape in arrays(given) if dtype in ("bf16", "f32") and len(shape) >= 3]
-    if products is None or len(matrices) < 2:
+    if part is None or len(matrices) < 2:
         return None
     (*heads, length, width), (*_, keys, _) = matrices[:2]
+    returned = [s for _, s in kernel.arrays if len(s) >= 3 and s[-2] in (length, keys) and s[-1] == width]
+    products = _ATTENTION_PRODUCTS[part] + (len(returned) if part != "fwd" else 0)
     return 2.0 * products * math.prod(heads) * length * keys * width
 
 

@@ -5,6 +5,7 @@ They are the functions that train.py and sample.py run, on the arrays that these
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Program:
 def training_program(stage: Stage, model: Model, mesh: Mesh) -> Program:
     """The step of a stage on cached latents, as `training.paper_stages` runs it: batch, what is trained and what is
     frozen are the config's. Stage 2 is compiled for continuing clips, with history and references."""
+    cached = dataclasses.replace(model.config.training, latents="cached")
+    model = Model(dataclasses.replace(model.config, training=cached))
     config, opening = stage_config(model.config.training, stage), stage == "stage1"
     objective = GeneratorObjective(model, stage_networks(model, stage))
     frozen = {name: model.abstract_params()[name] for name in ("autoencoder", "inpainter") if name in model.networks}
