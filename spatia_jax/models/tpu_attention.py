@@ -69,10 +69,12 @@ def _make(length: int, count: int, heads: int, blocks: tuple[int, int], interpre
     """The kernel for `length` padded queries and `count` keys of which as many are real."""
     block_q, block_k = blocks
     at_once = _KEYS_AT_ONCE if block_k % _KEYS_AT_ONCE == 0 else block_k
+    # One backward kernel makes all three gradients with 5 products, two kernels would need 7. It leaves a part of the
+    # queries' gradient for every block of keys, so these are large.
+    block_back = 2 * block_k if _up(count, block_k) % (2 * block_k) == 0 else block_k
     sizes = kernel.BlockSizes(
         block_q=block_q, block_kv=block_k, block_kv_compute=at_once,
-        block_q_dkv=block_q, block_kv_dkv=block_k, block_kv_dkv_compute=at_once,
-        block_q_dq=block_q, block_kv_dq=block_k,
+        block_q_dkv=block_q, block_kv_dkv=block_back, block_kv_dkv_compute=at_once, use_fused_bwd_kernel=True,
     )  # fmt: skip
     mask = masks.MultiHeadMask([_FirstKeys(length, _up(count, block_k), count)] * heads)
     return kernel.make_splash_mha_single_device(

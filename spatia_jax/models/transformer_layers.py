@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from spatia_jax.errors import InputError
 from spatia_jax.models.attention import attention
 from spatia_jax.models.lora import Lora, merge_block
 from spatia_jax.models.rotary import rotate
-from spatia_jax.parallel.rematerialisation import REMATS, Remat, rematerialised
+from spatia_jax.parallel.rematerialisation import HIDDEN, REMATS, Remat, rematerialised
 from spatia_jax.parallel.sequence import METHODS, Method, cross_attention, self_attention, spread_tokens
 
 xavier = nnx.initializers.xavier_uniform()
@@ -157,7 +158,7 @@ class Mlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
-        return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(checkpoint_name(self.up(x), HIDDEN)))
 
 
 class TransformerBlock(nnx.Module):

@@ -2,6 +2,7 @@
 
     none        everything stays
     dots        outputs of linear layers and of attention: norms, activations and sums are computed again
+    hidden      as attention, and the hidden layer of the feed-forward, its largest product
     attention   the block's input and the output of attention, whose pass over all pairs of tokens is not repeated
     block       the block's input
     offload     the block's input, in the host's memory while it waits
@@ -17,8 +18,9 @@ from typing import Any, Literal
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-Remat = Literal["none", "dots", "attention", "block", "offload"]
+Remat = Literal["none", "dots", "hidden", "attention", "block", "offload"]
 ATTENTION = "attention"  # what attention's backward pass needs beside its inputs
+HIDDEN = "hidden"  # before the activation
 BLOCK_INPUT = "block_input"
 
 _SAVE = jax.checkpoint_policies
@@ -26,6 +28,7 @@ _POLICIES: dict[str, Callable[..., Any]] = {
     "dots": _SAVE.save_from_both_policies(
         _SAVE.dots_with_no_batch_dims_saveable, _SAVE.save_only_these_names(ATTENTION)
     ),
+    "hidden": _SAVE.save_only_these_names(ATTENTION, HIDDEN),
     "attention": _SAVE.save_only_these_names(ATTENTION),
     "block": _SAVE.nothing_saveable,
     "offload": _SAVE.save_and_offload_only_these_names(
