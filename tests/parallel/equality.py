@@ -70,10 +70,10 @@ def batch(opening: bool) -> dict[str, np.ndarray]:
 
 
 def parameters(objective: GeneratorObjective):
-    """Without any zero left in them, so that every one has a gradient."""
-    params = jax.jit(objective.init)(jax.random.key(0, impl="rbg"))
+    """Without any zero in them, so that every one has a gradient."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), params)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) * 0.2, shapes)
 
 
 def distance(values, expected) -> dict[str, float]:
