@@ -4,10 +4,14 @@ A LoRA is a dict from a layer's path within a block ("self_attn.q", "ffn.up", ..
 over blocks like the kernels they update. It changes no parameters in place: `merge` returns new ones, the base stays,
 and taking the LoRA out again is using the base. (The release adds and later subtracts, which rounds twice in bfloat16.)
 While sampling nothing is stored twice either: the transformer merges each block in the step of the scan that runs it.
+While training it is computed beside the kernels (`add_beside`): the gradient of a merged kernel would be as much work
+as if the kernel itself were trained.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +89,19 @@ def merge_block(block: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 
         return param.replace((param[...] + scale * update).astype(param.dtype))
 
     return nnx.from_flat_state([(path, updated(path, param)) for path, param in nnx.to_flat_state(block)])
+
+
+def add_beside(block: nnx.Module, lora: Lora) -> nnx.Module:
+    """One block whose layers compute x W + (x down) up, with no kernel changed."""
+    for path, factors in lora.items():
+        layer: Any = functools.reduce(getattr, path.split("."), block)
+        layer.dot_general = functools.partial(_product_and_update, factors)
+    return block
+
+
+def _product_and_update(factors: LowRank, x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
+    update = x @ factors.down.astype(x.dtype) @ factors.up.astype(x.dtype)
+    return jax.lax.dot_general(x, kernel, dimensions, **options) + update
 
 
 def _block_kernels(params: nnx.State) -> dict[str, nnx.Param]:

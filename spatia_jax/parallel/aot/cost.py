@@ -19,6 +19,7 @@ import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Cost:
 
     def times(self, count: int) -> Cost:
         """The same `count` times."""
-        scaled = {}
+        scaled: dict[str, Any] = {}
         for name, value in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self)):
             scaled[name] = Counter({k: n * count for k, n in value.items()}) if isinstance(value, Counter) else (
                 value * count)  # fmt: skip
@@ -207,7 +208,7 @@ def attention_flops(kernel: Instruction) -> float | None:
 class _Clock:
     """The clocks of one computation, and what has been counted in it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = self.link = self.memory = 0.0
         self.pending: dict[str, tuple[float, str]] = {}
         self.sum = Cost()
@@ -236,7 +237,7 @@ class _Clock:
 
     def _wait(self, until: float, what: str) -> None:
         seconds = max(until - self.now, 0.0)
-        self.add(Cost(seconds, **{what: seconds}))
+        self.add(Cost(seconds, exposed=seconds) if what == "exposed" else Cost(seconds, copies=seconds))
 
     def total(self) -> Cost:
         """A body cannot start again before its transfers are through."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +41,7 @@ class Program:
         flops: operations that one run needs on all devices together (`parallel.flops`).
     """
 
-    function: Callable
+    function: Any
     arguments: tuple[Any, ...]
     classes: dict[str, Any]
     flops: float
@@ -104,7 +103,7 @@ def sampling_program(kind: Kind, model: Model, mesh: Mesh, dtype: WeightsDtype) 
     if kind == "sample":
         conditions = abstract_conditions(model)
         row = jax.tree.map(lambda table: _shape(table.shape[1:]), diffusion.make_plan(model.config.sampler))
-        given = conditions, jax.eval_shape(compiled.init_state, conditions), row
+        given: tuple[Any, ...] = conditions, jax.eval_shape(compiled.init_state, conditions), row
         function = functools.partial(compiled.denoising_step, model)
     elif kind == "decode":
         shape = clip_shape(model, opening=False)

@@ -127,7 +127,9 @@ def report(name: str, program: Program, mesh: Mesh, place: Slice) -> tuple[Repor
         if (needed := _needed(str(error))) is None:
             raise
         return Report(name, place, sizes, known, needed, program.flops, None), None
-    usage = compiled.memory_analysis()
+    usage, text = compiled.memory_analysis(), compiled.as_text()
+    assert usage is not None
+    assert text is not None
     classes = {
         **known,
         "padding": usage.argument_size_in_bytes - sum(known.values()),
@@ -135,7 +137,7 @@ def report(name: str, program: Program, mesh: Mesh, place: Slice) -> tuple[Repor
         "output": usage.output_size_in_bytes - usage.alias_size_in_bytes,
         "code": usage.generated_code_size_in_bytes,
     }
-    cost = estimate(parse(compiled.as_text()), ordered)
+    cost = estimate(parse(text), ordered)
     return Report(name, place, sizes, classes, sum(classes.values()), program.flops, cost), compiled
 
 

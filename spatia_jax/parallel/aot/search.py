@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -97,7 +98,8 @@ def ladders(choice: Choice, count: int) -> Iterator[list[Choice]]:
 def _changed(choice: Choice, batch: int, remat: Remat) -> Choice:
     config = choice.config
     stage = dataclasses.replace(stage_config(config.training, choice.stage), batch_size=batch)
-    training = dataclasses.replace(config.training, **{choice.stage: stage})
+    changes: dict[str, Any] = {choice.stage: stage}
+    training = dataclasses.replace(config.training, **changes)
     transformer = dataclasses.replace(config.transformer, remat=remat)
     return dataclasses.replace(choice, config=dataclasses.replace(config, training=training, transformer=transformer))
 
