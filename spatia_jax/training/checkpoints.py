@@ -39,7 +39,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self.manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "config"))
+        handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+        self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -89,7 +90,7 @@ class Checkpoints:
         metadata = self.manager.item_metadata(step)["state"]
         if metadata is None:
             raise InputError(f"{self.directory / str(step)} is not whole: it has no metadata; remove it")
-        found, asked = ({name: leaf.shape for name, leaf in _flat(tree)} for tree in (metadata.tree, wanted))
+        found, asked = ({name: leaf.shape for name, leaf in _flat(tree)} for tree in (metadata, wanted))
         wrong = [name for name in {**asked, **found} if asked.get(name) != found.get(name)]
         if wrong:
             name = wrong[0]

@@ -25,8 +25,8 @@ from spatia_jax.training.latents import normalize_latents
 from spatia_jax.training.loop import fit
 from spatia_jax.training.motion import build_motion, motion_batches
 from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective, InpainterObjective, MotionObjective
+from spatia_jax.training.paper_stages import check_stage, train_stage
 from spatia_jax.training.sources import crop_batches, depth_batches
-from spatia_jax.training.stages import train_stage
 from spatia_jax.training.views import build_views, view_batches
 from spatia_jax.weights.bundle import load_network, weights_folder
 from spatia_jax.weights.store import save_params
@@ -79,6 +79,8 @@ def train(args: TrainArgs) -> None:
         principal.check(args.experiment.autoencoder)
     if args.start is not None:
         weights_folder(args.experiment.name, args.start)
+    if args.part in ("stage1", "stage2"):
+        check_stage(model, args.part, args.output, args.start)
     source = distributed.first_alone(
         lambda: open_sequences(args.experiment.procedural, args.data or args.output / "data")
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from spatia_jax.errors import InputError
@@ -96,6 +95,3 @@ class FitConfig:
             raise InputError(f"fit.batch_size is {self.batch_size}; fit.accumulate ({self.accumulate}) must divide it")
         if self.frozen_dtype not in ("float32", "bfloat16"):
             raise InputError(f"fit.frozen_dtype is {self.frozen_dtype!r}; it must be float32 or bfloat16")
-
-    def frozen_type(self) -> jnp.dtype:
-        return jnp.dtype(self.frozen_dtype)

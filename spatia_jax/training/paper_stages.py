@@ -25,7 +25,6 @@ from spatia_jax.training.loop import Watch, fit
 from spatia_jax.training.options import FitConfig
 from spatia_jax.training.samples import make_sampler
 from spatia_jax.weights.bundle import load_network
-from spatia_jax.weights.store import find_params
 
 Stage = Literal["stage1", "stage2"]
 
@@ -46,13 +45,9 @@ def train_stage(
     training, config = model.config.training, stage_config(model.config.training, stage)
     objective = GeneratorObjective(model, stage_networks(model, stage))
     find = _Finder(model, output / "weights", start, config)
-    frozen = {name: find(name) for name in ("autoencoder", *(["inpainter"] if model.config.inpainter else []))}
-    given = start is not None or stage == "stage2"
-    begin = {name: find(name) for name in ("transformer", "text_encoder")} if given else None
-    if config.train_only and begin is None:
-        raise InputError(
-            f"training.{stage}.train_only is {config.train_only}: there must be weights to freeze; say --start DIR"
-        )
+    frozen_names, begin_names = _needed(model, stage, start)
+    frozen = {name: find(name) for name in frozen_names}
+    begin = {name: find(name) for name in begin_names} or None
     batches = stage_batches(model, stage, frozen, source, tokenizer, output / "examples")
     watch = Watch(cost=stage_cost(model, stage, config), fps=model.config.clip.fps)
     if config.evaluate_every or config.sample_every:
@@ -67,6 +62,25 @@ def train_stage(
         )
     state = fit(objective, config, batches, output / stage, mesh=training.mesh, start=begin, frozen=frozen, watch=watch)
     return state.networks
+
+
+def check_stage(model: Model, stage: Stage, output: Path, start: Path | None) -> None:
+    """Raises InputError when weights that a stage needs are nowhere; loads nothing."""
+    config = stage_config(model.config.training, stage)
+    frozen, begin = _needed(model, stage, start)
+    find = _Finder(model, output / "weights", start, config)
+    for name in (*frozen, *begin):
+        find.folder(name)
+    if config.train_only and not begin:
+        raise InputError(
+            f"training.{stage}.train_only is {config.train_only}: there must be weights to freeze; say --start DIR"
+        )
+
+
+def _needed(model: Model, stage: Stage, start: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Networks that a stage uses as they are, and those that it starts from."""
+    frozen = ("autoencoder", *(("inpainter",) if model.config.inpainter else ()))
+    return frozen, ("transformer", "text_encoder") if start is not None or stage == "stage2" else ()
 
 
 def stage_config(training: TrainingConfig, stage: Stage) -> FitConfig:
@@ -106,13 +120,16 @@ class _Finder:
         self.folders = [folder for folder in (weights, start) if folder is not None]
         self.mesh = training_mesh(model.config.training.mesh, config.batch_size // config.accumulate)
 
-    def __call__(self, name: str) -> Params:
+    def folder(self, name: str) -> Path:
+        """The first folder that holds a network; InputError when none does."""
         for folder in self.folders:
-            try:
-                find_params(folder, name)
-            except InputError:
-                continue
-            shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
-            return load_network(self.model, folder, name, shardings=shardings)
+            if (folder / f"{name}.safetensors").is_file() or (folder / name).is_dir():
+                return folder
         places = " or ".join(map(str, self.folders))
         raise InputError(f"no weights of the {name} in {places}; train it first, or name a folder with --start")
+
+    def __call__(self, name: str) -> Params:
+        shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
+        trained = not self.config.train_only or any(path.split(".")[0] == name for path in self.config.train_only)
+        dtype = None if trained else self.config.frozen_dtype
+        return load_network(self.model, self.folder(name), name, shardings=shardings, dtype=dtype)

@@ -43,8 +43,10 @@ def make_state(
     rest: Params = {}
     if config.train_only:
         params, rest = split(params, config.train_only)
-        rest = jax.tree.map(lambda leaf: leaf.astype(config.frozen_type()) if leaf.ndim > 1 else leaf, rest)
-    return TrainState.create(params, config.optimizer.build(config.steps), join(frozen or {}, rest))
+    held = jax.tree.map(
+        lambda leaf: leaf.astype(config.frozen_dtype) if leaf.ndim > 1 else leaf, join(frozen or {}, rest)
+    )
+    return TrainState.create(params, config.optimizer.build(config.steps), held)
 
 
 def initial_state(

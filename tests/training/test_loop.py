@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training.line import Line, batches, config
+from training.line import SIZE, Line, batches, config
 
 from spatia_jax.errors import InputError
 from spatia_jax.parallel import MeshConfig
@@ -137,7 +137,9 @@ def test_settings_that_cannot_be(changes, message):
 
 def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
     fit(Line(), config(4), batches(), tmp_path, say=lambda line: None)
-    with pytest.raises(InputError, match=r"checkpoints/4 is of other networks: .*layer.* has shape \(4,\), here \(5,\)"):
+    with pytest.raises(
+        InputError, match=r"checkpoints/4 is of other networks: .*layer.* has shape \(4,\), here \(5,\)"
+    ):
         fit(Line(width=5), config(8), batches(5), tmp_path, say=lambda line: None)
 
 
