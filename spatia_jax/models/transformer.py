@@ -70,7 +70,7 @@ class VideoTransformer(nnx.Module):
         control_scale: float | Float[Array, ""] | Float[Array, " b"] = 1.0,
         num_references: int = 0,
         lora: Lora | None = None,
-        merge_lora: bool = False,
+        merge_lora: bool = True,
     ) -> Float[Array, "b f p q out_dim"]:
         """Velocity (noise - clean) of every latent frame, float32.
 
@@ -81,8 +81,8 @@ class VideoTransformer(nnx.Module):
             control: latents of projection and hole mask for the g = f - num_references frames after the references;
                 None leaves the control branch out.
             control_scale: factor on the hints, one for all or one for each example.
-            lora: update of the main blocks.
-            merge_lora: whether it is merged into each as it runs, as is best where it is not trained.
+            lora: update of the main blocks, merged into each as it runs; or, not to merge, beside its kernels, which is
+                what gradients of the LoRA want.
 
         Raises:
             InputError: a shape does not fit the configuration or the other arguments.
@@ -122,12 +122,12 @@ class VideoTransformer(nnx.Module):
 
     def _run_with_hints(self, x, context, modulation, rotary, hints, num_references, lora, merge_lora):
         """Scan the blocks; after each of `control_layers`, add its hint to the frames after the references."""
-        controlled = np.array(self.config.control_layers)
+        layers = np.array(self.config.control_layers)
         index = np.zeros(self.config.num_layers, np.int32)
-        index[controlled] = np.arange(len(controlled))
+        index[layers] = np.arange(len(layers))
         # Every layer adds a hint so that all scan steps are one program; where none belongs, its weight is zero.
         weight = np.zeros(self.config.num_layers, np.float32)
-        weight[controlled] = 1.0
+        weight[layers] = 1.0
 
         def step(block, x, layer):
             index, weight = layer
@@ -135,8 +135,8 @@ class VideoTransformer(nnx.Module):
             hinted = x[:, num_references:] + (weight * hints[index]).astype(x.dtype)
             return jnp.concatenate([x[:, :num_references], hinted], axis=1), None
 
-        layers, remat = (index, weight), self.config.remat
-        return scan(step, self.blocks, x, layers, remat=remat, lora=lora, merge_lora=merge_lora)[0]
+        options = {"remat": self.config.remat, "lora": lora, "merge_lora": merge_lora}
+        return scan(step, self.blocks, x, (index, weight), **options)[0]
 
     def _check(self, latents, timesteps, control, num_references):
         config = self.config

@@ -5,9 +5,6 @@ computed once a frame, [b, f, 6, c], and broadcast over the frame's tokens. Norm
 sums of the residual stream are float32; matrix products and stored activations have `config.dtype`.
 """
 
-from __future__ import annotations
-
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +18,7 @@ from jaxtyping import Array, Float
 
 from spatia_jax.errors import InputError
 from spatia_jax.models.attention import attention
-from spatia_jax.models.lora import Lora, LowRank, merge_block
+from spatia_jax.models.lora import Lora, add_beside, merge_block
 from spatia_jax.models.rotary import rotate
 from spatia_jax.parallel.rematerialisation import HIDDEN, REMATS, Remat, rematerialised
 from spatia_jax.parallel.sequence import METHODS, Method, cross_attention, self_attention, spread_tokens
@@ -88,27 +85,9 @@ class TransformerConfig:
     def head_dim(self) -> int:
         return self.dim // self.num_heads
 
-    def linear(self, inputs: int, outputs: int, rngs: nnx.Rngs, kernel_init: Callable = xavier) -> Linear:
+    def linear(self, inputs: int, outputs: int, rngs: nnx.Rngs, kernel_init: Callable = xavier) -> nnx.Linear:
         """A linear layer with bias, computed in `dtype`."""
-        return Linear(inputs, outputs, kernel_init=kernel_init, dtype=jnp.dtype(self.dtype), rngs=rngs)
-
-
-class Linear(nnx.Linear):
-    """x W + b, and beside it (x down) up where a LoRA that is not merged updates W.
-
-    So is a LoRA trained: through a merged W its gradient would need that of all of W, as many operations as the layer
-    has, and what is small in it would be lost where the sum is rounded to bfloat16. One pass is cheaper merged: for a
-    feed-forward at the released size on a TPU v5p 7.5 Mcycles against 8.8 (6.9 without a LoRA; XLA's estimate).
-    """
-
-    low_rank: LowRank | None = None  # set by `scan`, never a part of the parameters
-
-    def __call__(self, x: Float[Array, "*b inputs"]) -> Float[Array, "*b outputs"]:
-        y = super().__call__(x)
-        if self.low_rank is None:
-            return y
-        x, down, up = (each.astype(y.dtype) for each in (x, self.low_rank.down, self.low_rank.up))
-        return y + x @ down @ up
+        return nnx.Linear(inputs, outputs, kernel_init=kernel_init, dtype=jnp.dtype(self.dtype), rngs=rngs)
 
 
 def scaled(initializer: Callable, factor: float) -> Callable:
@@ -239,23 +218,20 @@ def scan(
     *,
     remat: Remat = "none",
     lora: Lora | None = None,
-    merge_lora: bool = False,
+    merge_lora: bool = True,
 ):
     """`jax.lax.scan` of `carry, output = step(module, carry, input)` over the modules of a `stack`.
 
-    A LoRA is merged into each module as its turn comes, so that no second copy of the stack is ever made, or else acts
-    beside its layers.
+    A LoRA is merged into each module as its turn comes, so that no second copy of the stack is ever made, or else
+    computed beside its kernels.
     """
     graphdef, params = nnx.split(stacked)
 
     def body(carry, layer):
         layer_params, layer_lora, layer_input = layer
         if merge_lora:
-            layer_params, layer_lora = merge_block(layer_params, layer_lora), {}
-        module = nnx.merge(graphdef, layer_params)
-        for path, factors in layer_lora.items():
-            functools.reduce(getattr, path.split("."), module).low_rank = nnx.data(factors)
-        return step(module, carry, layer_input)
+            return step(nnx.merge(graphdef, merge_block(layer_params, layer_lora)), carry, layer_input)
+        return step(add_beside(nnx.merge(graphdef, layer_params), layer_lora), carry, layer_input)
 
     return jax.lax.scan(rematerialised(body, remat), carry, (params, lora or {}, inputs))
 

@@ -65,28 +65,23 @@ def test_merge_leaves_the_base_alone_and_is_differentiable(params, lora):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
-@pytest.mark.slow
-def test_beside_the_layers_it_computes_what_merging_does(params, lora):
-    """Value and gradient, of merging beforehand, block by block, and not at all."""
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: VideoTransformer(CONFIG, rngs=nnx.Rngs(0))))
+def test_beside_the_kernels_it_is_what_it_is_in_them(params, lora):
+    """The same output, and the same gradient of the factors."""
+    small = jax.tree.map(lambda leaf: 0.1 * leaf, lora)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params)
-    latents, control = (rng.standard_normal((1, 3, 4, 4, c)).astype(np.float32) for c in (3, 6))
-    given = latents, np.full((1, 3), 300.0, np.float32), rng.standard_normal((1, 5, 7)).astype(np.float32)
+    latents, control = (jnp.asarray(rng.normal(size=(1, 3, 4, 4, c)), jnp.float32) for c in (3, 6))
+    awake = jax.tree.map(lambda leaf: jnp.where(jnp.all(leaf == 0), 0.1, leaf), params)  # the head starts at zero
+    module = nnx.graphdef(nnx.eval_shape(lambda: VideoTransformer(CONFIG, rngs=nnx.Rngs(0))))
 
-    def total(lora, options):
-        merged, options = (merge(params, lora), {}) if options is None else (params, {"lora": lora, **dict(options)})
-        velocity = nnx.merge(graphdef, merged)(*given, control=control, **options)
-        return jnp.sum(jnp.sin(velocity)), velocity
+    def square(factors, merge_lora):
+        network = nnx.merge(module, awake)
+        times, text = jnp.full((1, 3), 500.0), jnp.ones((1, 5, 7))
+        output = network(latents, times, text, control=control, lora=factors, merge_lora=merge_lora)
+        return jnp.mean(jnp.square(output))
 
-    compute = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
-    (gradient, velocity), (expected, merged) = compute(lora, ()), compute(lora, None)
-    np.testing.assert_allclose(compute(lora, (("merge_lora", True),))[1], merged, atol=1e-5 * np.abs(merged).max())
-    np.testing.assert_allclose(velocity, merged, atol=1e-4 * np.abs(merged).max())
-    for name, factors in gradient.items():
-        for mine, theirs in zip(jax.tree.leaves(factors), jax.tree.leaves(expected[name]), strict=True):
-            assert np.any(theirs), name
-            np.testing.assert_allclose(mine, theirs, atol=2e-4 * np.abs(theirs).max(), err_msg=name)
+    merged, beside = (jax.jit(jax.value_and_grad(lambda f, m=m: square(f, m)))(small) for m in (True, False))
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(merged[1])) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), beside, merged)
 
 
 def test_round_trip_with_either_spelling(lora):
