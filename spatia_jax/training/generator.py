@@ -82,6 +82,7 @@ class GeneratorObjective:
             control_scale=1.0 - _chance(keys, _MAP, training.drop_map).astype(jnp.float32),
             num_references=num_references,
             lora=None if opening else params.get("lora"),
+            merge_lora=False,
         )  # fmt: skip
         parametrization = config.flow.parametrization
         loss = diffusion.flow_loss(output, video, noisy, is_new, parametrization)

@@ -54,6 +54,12 @@ class Report:
             return 0.0
         return self.flops / (len(self.place.devices) * self.place.chip.peak_flops * self.cost.seconds)
 
+    def summary(self) -> str:
+        """In a few words."""
+        verdict = "fits" if self.fits else "does not fit"
+        times = "" if self.cost is None else f", {self.cost.seconds:.3f} s, MFU {self.mfu:.1%}"
+        return f"{self.peak_bytes / _GIGA:.1f} GB, {verdict}{times}"
+
     def as_json(self) -> dict[str, Any]:
         """What `--json` writes."""
         cost = self.cost or Cost()
@@ -69,7 +75,9 @@ class Report:
             "seconds": {name: getattr(cost, name) for name in ("compute", "kernels", "exposed", "copies")},
             "model_flops": self.flops,
             "implied_mfu": self.mfu,
-            "collectives": {kind: {"count": cost.counts[kind], "bytes": cost.bytes[kind]} for kind in sorted(cost.counts)},
+            "collectives": {
+                kind: {"count": cost.counts[kind], "bytes": cost.bytes[kind]} for kind in sorted(cost.counts)
+            },
             "not_priced": dict(cost.unpriced),
         }
 
@@ -85,12 +93,15 @@ class Report:
             f"  {'at its peak':24}{self.peak_bytes / _GIGA:10.2f} GB of {chip.hbm_bytes / _GIGA:g}: {verdict}",
         ]
         if self.cost is None:
-            return "\n".join([*lines, "  (the compiler found no way to make it smaller; no times)"])
+            return "\n".join([*lines, "  (more than there is, so there is no program to price)"])
         cost = self.cost
         waiting = f"waiting for collectives {cost.exposed:.3f}, for copies {cost.copies:.3f}"
         lines += [
             "",
-            *(f"  {kind:24}{cost.counts[kind]:6} x, {cost.bytes[kind] / _GIGA:10.3f} GB" for kind in sorted(cost.counts)),
+            *(
+                f"  {kind:24}{cost.counts[kind]:6} x, {cost.bytes[kind] / _GIGA:10.3f} GB"
+                for kind in sorted(cost.counts)
+            ),
             "",
             f"  estimated {cost.seconds:.3f} s: XLA's cycles {cost.compute:.3f}, kernels {cost.kernels:.3f}, {waiting}",
             f"  {self.flops / 1e12:,.0f} TFLOP needed: {self.mfu:.1%} of the chips' {chip.peak_flops / 1e12:g} TFLOP/s",
@@ -108,13 +119,17 @@ def report(name: str, program: Program, mesh: Mesh, place: Slice) -> tuple[Repor
     """
     sizes, ordered = dict(mesh.shape), dataclasses.replace(place, devices=tuple(mesh.devices.flat))
     known = {kind: held_bytes(tree) for kind, tree in program.classes.items()}
+    if (held := sum(known.values())) > place.chip.hbm_bytes:  # no need to compile
+        return Report(name, place, sizes, known, held, program.flops, None), None
     try:
         compiled = program.compile(mesh)
     except jax.errors.JaxRuntimeError as error:
         if (needed := _needed(str(error))) is None:
             raise
         return Report(name, place, sizes, known, needed, program.flops, None), None
-    usage = compiled.memory_analysis()
+    usage, text = compiled.memory_analysis(), compiled.as_text()
+    assert usage is not None
+    assert text is not None
     classes = {
         **known,
         "padding": usage.argument_size_in_bytes - sum(known.values()),
@@ -122,7 +137,7 @@ def report(name: str, program: Program, mesh: Mesh, place: Slice) -> tuple[Repor
         "output": usage.output_size_in_bytes - usage.alias_size_in_bytes,
         "code": usage.generated_code_size_in_bytes,
     }
-    cost = estimate(parse(compiled.as_text()), ordered)
+    cost = estimate(parse(text), ordered)
     return Report(name, place, sizes, classes, sum(classes.values()), program.flops, cost), compiled
 
 
