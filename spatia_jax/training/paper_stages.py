@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 from spatia_jax.config import TrainingConfig
+from spatia_jax.data import Together
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
 from spatia_jax.parallel import distributed, param_shardings
 from spatia_jax.text import Tokenizer
-from spatia_jax.training.batches import Batches, training_mesh
+from spatia_jax.training.batches import Batches, together, training_mesh
 from spatia_jax.training.cost import stage_cost
-from spatia_jax.training.examples import KINDS, build_examples, clip_batches, example_batches
+from spatia_jax.training.encoded import EncodedClips, is_encoded
+from spatia_jax.training.examples import build_examples, clip_batches, example_batches, kinds_of, mixed, require_size
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.loop import Watch, fit
 from spatia_jax.training.options import FitConfig
@@ -40,7 +42,8 @@ def train_stage(
     """Trains a stage to its end.
 
     Args:
-        source: posed RGB-D sequences; open_held_out: gives others, for what `Watch` looks at.
+        source: a data set, or `Together` several, whose batches are mixed.
+        open_held_out: gives others, for what `Watch` looks at.
         start: a folder of weights to start from, where `output/weights` has none.
 
     Returns: the networks that were trained, whole.
@@ -59,7 +62,12 @@ def train_stage(
         def whole() -> Params:
             return {name: find(name, whole=True) for name in frozen_names}
 
-        return stage_batches(model, stage, whole, source, tokenizer, output / cache)
+        mixed_from = source if isinstance(source, Together) else Together([source])
+        parts = [
+            stage_batches(model, stage, whole, held, tokenizer, output / f"{cache}{f'_{number}' if number else ''}")
+            for number, held in enumerate(mixed_from.sources)
+        ]
+        return together(parts, mixed_from.weights)
 
     watch = Watch(cost=stage_cost(model, stage, config), fps=model.config.clip.fps)
     if config.evaluate_every or config.sample_every:
@@ -112,15 +120,20 @@ def stage_batches(
     tokenizer: Tokenizer,
     cache: Path,
 ) -> Batches:
-    """Batches of a stage, from cached latents or raw clips, as the config says.
+    """Batches of a stage, as the config says: raw clips, or latents, of the records or cached on disk.
 
-    Latents that are missing are made now, with the networks of `frozen()`, by one process on one device.
+    Cached latents that are missing are made now, with the networks of `frozen()`, by one process on one device.
     """
+    require_size(source, model.config.clip)
     training, config = model.config.training, stage_config(model.config.training, stage)
     size, seed, share = config.batch_size, config.seed, 1.0 if stage == "stage1" else training.opening_share
     if training.latents == "on_the_fly":
         return clip_batches(model, source, tokenizer, batch_size=size, seed=seed, opening_share=share)
-    kinds = [kind for kind in KINDS if kind == "opening" or share < 1.0]
+    kinds = kinds_of(share)
+    if is_encoded(source):
+        frozen_text = bool(config.train_only) and not any(path.startswith("text_encoder") for path in config.train_only)
+        rows = {kind: EncodedClips(model, source, tokenizer, kind, frozen_text) for kind in kinds}
+        return mixed(rows, size, seed, share)
 
     def build() -> None:
         params = frozen()
