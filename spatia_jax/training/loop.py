@@ -96,7 +96,8 @@ def fit(
             return state
         train_step = compile_train_step(objective, config, shardings, devices)
         held_out = _held_out_loss(objective, config, watch.validation, devices, keys[1])
-        iterator = iter(rows[first:].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        reading = grain.ReadOptions(num_threads=config.readers, prefetch_buffer_size=max(4, 2 * config.readers))
+        iterator = iter(rows[first:].to_iter_dataset(reading))
         log = Log(directory, config, say, lambda: checkpoints.latest, watch.cost)
         with log, StopSignal() as stop:
             for step in range(first, config.steps):
