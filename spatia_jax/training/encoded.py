@@ -35,7 +35,8 @@ class EncodeClips:
     weights: Path
 
     def check(self) -> None:
-        """InputError if weights are missing or do not fit."""
+        """InputError if weights or the tokenizer are missing or do not fit."""
+        Tokenizer.load(self.weights)
         check_weights(Model(self.experiment), self.weights, _networks(self.experiment))
 
     def __str__(self) -> str:

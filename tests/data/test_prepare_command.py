@@ -13,6 +13,7 @@ from data import small_videos as small
 from spatia_jax.config import load_experiment
 from spatia_jax.data import open_sequences
 from spatia_jax.model import Model
+from spatia_jax.text import train_tokenizer
 from spatia_jax.training import command
 from spatia_jax.training.encoded import EncodeClips
 from spatia_jax.training.prepare import main
@@ -77,6 +78,7 @@ def save_weights(folder: Path, *names: str) -> None:
     for name in names:
         params = jax.jit(lambda key, name=name: model.init(name, key))(jax.random.key(0, impl="rbg"))
         save_params(folder / f"{name}.safetensors", params)
+    train_tokenizer(["a wall", "a floor"], 300, folder / "tokenizer.json")
 
 
 def train(data: Path, output: Path, *more: str) -> list[float]:
@@ -100,7 +102,6 @@ def test_prepared_videos_train_and_encoded_ones_train_alike(tmp_path, capsys):
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
-    (weights / "tokenizer.json").write_bytes((tmp_path / "run/weights/tokenizer.json").read_bytes())
     more = ("--encode", "--weights", str(weights))
     assert prepare(tmp_path / "source", tmp_path / "encoded", *arguments, *more) == 0, capsys.readouterr().err
     experiment = load_experiment(MICRO)
