@@ -119,7 +119,8 @@ def test_without_weights_nothing_can_be_frozen(model, weights, tmp_path):
         check_stage(model, "stage2", tmp_path, None)
 
 
-@pytest.mark.parametrize("kind", ["opening", pytest.param("continuing", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["opening", "continuing"])
 def test_latents_made_in_the_step_are_those_that_are_kept_on_disk(kind, model, source, weights):
     """For the same draw of what the map knows; the cache rounds to float16."""
     from spatia_jax.training.generator import _CONDITIONING
