@@ -29,7 +29,7 @@ def project(model: Model, world: World, cameras: Cameras) -> Projection:
     config, point_map, splats = model.config, world.point_map, model.config.splat
     if config.release_compatible:
         point_map, splats = release_quirks.thinned(point_map, world.clip_index), release_quirks.splat_config(splats)
-    seen = splat.render(
+    seen = splat.render_in_parts(
         point_map.positions, point_map.colors, point_map.valid, cameras,
         height=config.clip.height, width=config.clip.width, config=splats,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def look_around(
     these the pixels of the view, shrunk to the inpainter's scale, look."""
     config, clip = model.config.inpainter, model.config.clip
     assert config is not None
-    seen = splat.render(
+    seen = splat.render_in_parts(
         positions, colors, valid, cameras, height=clip.height, width=clip.width, config=model.config.splat
     )
     panorama = memory.panoramas(positions, colors, valid, cameras, config.panorama)

@@ -70,6 +70,7 @@ class VideoTransformer(nnx.Module):
         control_scale: float | Float[Array, ""] | Float[Array, " b"] = 1.0,
         num_references: int = 0,
         lora: Lora | None = None,
+        merge_lora: bool = True,
     ) -> Float[Array, "b f p q out_dim"]:
         """Velocity (noise - clean) of every latent frame, float32.
 
@@ -80,7 +81,8 @@ class VideoTransformer(nnx.Module):
             control: latents of projection and hole mask for the g = f - num_references frames after the references;
                 None leaves the control branch out.
             control_scale: factor on the hints, one for all or one for each example.
-            lora: update of the main blocks, merged into each as it runs.
+            lora: update of the main blocks, merged into each as it runs; or, not to merge, beside its kernels, which is
+                what gradients of the LoRA want.
 
         Raises:
             InputError: a shape does not fit the configuration or the other arguments.
@@ -104,13 +106,13 @@ class VideoTransformer(nnx.Module):
         if control is None or self.control is None:
             x, _ = scan(
                 lambda block, x, _: (block(x, context, modulation, rotary), None),
-                self.blocks, x, remat=config.remat, lora=lora,
+                self.blocks, x, remat=config.remat, lora=lora, merge_lora=merge_lora,
             )  # fmt: skip
         else:
             after = slice(num_references, None)
             hints = self.control(control, x[:, after], context, modulation[:, after], rotary[:, after])
             hints = hints * jnp.reshape(jnp.asarray(control_scale, hints.dtype), (-1, 1, 1, 1))
-            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references, lora)
+            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references, lora, merge_lora)
         patches = self.head(x, time)[:, :, : grid[0] * grid[1]]
         output = unpatchify(patches, config.patch_size, rows, columns).astype(jnp.float32)
         if control is None or not config.control_skip:
@@ -118,7 +120,7 @@ class VideoTransformer(nnx.Module):
         skip = control[..., : config.out_dim] * jnp.reshape(jnp.asarray(control_scale, jnp.float32), (-1, 1, 1, 1, 1))
         return output + jnp.pad(skip, ((0, 0), (num_references, 0), (0, 0), (0, 0), (0, 0)))
 
-    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references, lora):
+    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references, lora, merge_lora):
         """Scan the blocks; after each of `control_layers`, add its hint to the frames after the references."""
         layers = np.array(self.config.control_layers)
         index = np.zeros(self.config.num_layers, np.int32)
@@ -133,7 +135,8 @@ class VideoTransformer(nnx.Module):
             hinted = x[:, num_references:] + (weight * hints[index]).astype(x.dtype)
             return jnp.concatenate([x[:, :num_references], hinted], axis=1), None
 
-        return scan(step, self.blocks, x, (index, weight), remat=self.config.remat, lora=lora)[0]
+        options = {"remat": self.config.remat, "lora": lora, "merge_lora": merge_lora}
+        return scan(step, self.blocks, x, (index, weight), **options)[0]
 
     def _check(self, latents, timesteps, control, num_references):
         config = self.config

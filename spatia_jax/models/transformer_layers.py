@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from spatia_jax.errors import InputError
 from spatia_jax.models.attention import attention
-from spatia_jax.models.lora import Lora, merge_block
+from spatia_jax.models.lora import Lora, add_beside, merge_block
 from spatia_jax.models.rotary import rotate
 from spatia_jax.parallel.rematerialisation import HIDDEN, REMATS, Remat, rematerialised
 from spatia_jax.parallel.sequence import METHODS, Method, cross_attention, self_attention, spread_tokens
@@ -218,16 +218,20 @@ def scan(
     *,
     remat: Remat = "none",
     lora: Lora | None = None,
+    merge_lora: bool = True,
 ):
     """`jax.lax.scan` of `carry, output = step(module, carry, input)` over the modules of a `stack`.
 
-    A LoRA is merged into each module as its turn comes, so that no second copy of the stack is ever made.
+    A LoRA is merged into each module as its turn comes, so that no second copy of the stack is ever made, or else
+    computed beside its kernels.
     """
     graphdef, params = nnx.split(stacked)
 
     def body(carry, layer):
         layer_params, layer_lora, layer_input = layer
-        return step(nnx.merge(graphdef, merge_block(layer_params, layer_lora)), carry, layer_input)
+        if merge_lora:
+            return step(nnx.merge(graphdef, merge_block(layer_params, layer_lora)), carry, layer_input)
+        return step(add_beside(nnx.merge(graphdef, layer_params), layer_lora), carry, layer_input)
 
     return jax.lax.scan(rematerialised(body, remat), carry, (params, lora or {}, inputs))
 

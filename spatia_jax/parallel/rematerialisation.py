@@ -13,7 +13,7 @@ From top to bottom they need less memory and more time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -36,7 +36,7 @@ _POLICIES: dict[str, Callable[..., Any]] = {
         offload_src="device", offload_dst="pinned_host",
     ),
 }  # fmt: skip
-REMATS: tuple[str, ...] = ("none", *_POLICIES)
+REMATS: tuple[Remat, ...] = get_args(Remat)
 
 
 def rematerialised(body: Callable, remat: Remat) -> Callable:

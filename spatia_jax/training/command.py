@@ -88,11 +88,17 @@ def train(args: TrainArgs) -> None:
         raise InputError(
             f"--data-weights {args.data_weights}: expected {len(folders)}, above 0, one for each of --data"
         )
-    opened = distributed.first_alone(lambda: [open_sequences(args.experiment.procedural, folder) for folder in folders])
-    source = Together(opened, args.data_weights)
+
+    def open_all(split: str) -> list[Source[dict]]:
+        return [open_sequences(args.experiment.procedural, folder, split) for folder in folders]
+
+    source = Together(distributed.first_alone(lambda: open_all("train")), args.data_weights)
     if args.part in ("stage1", "stage2"):
         tokenizer = distributed.first_alone(lambda: _tokenizer(model, source, weights, args.start))
-        params = train_stage(model, args.part, source, tokenizer, args.output, args.start)
+        params = train_stage(
+            model, args.part, source, tokenizer, args.output, args.start,
+            lambda: Together(open_all("validation"), args.data_weights),
+        )  # fmt: skip
     elif jax.process_count() > 1:
         raise InputError(f"--part {args.part} is trained on one host; stage1 and stage2 on any number")
     else:

@@ -7,7 +7,6 @@ Exit status 2 where it does not fit. Needs no TPU, and little memory: nothing is
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,14 @@ import tyro
 
 from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.errors import InputError, exit_status
-from spatia_jax.io.atomic import atomic_write
+from spatia_jax.io.atomic import write_json
 from spatia_jax.parallel import MeshConfig
 from spatia_jax.parallel.aot.chips import open_slice
 from spatia_jax.parallel.aot.executable import save_executable
 from spatia_jax.parallel.aot.programs import Kind
 from spatia_jax.parallel.aot.search import Choice, attempt, default_mesh, search
 from spatia_jax.plan.plan import WeightsDtype
+from spatia_jax.training.paper_stages import Stage
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class AotArgs:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     topology: str = "v5p:4x4x4"
     program: Kind = "train"
-    stage: int = 1
+    stage: Stage = "stage1"
     mesh: MeshConfig = MeshConfig()
     weights_dtype: WeightsDtype = "bfloat16"
     search: bool = False
@@ -64,8 +64,7 @@ def run(args: AotArgs) -> None:
         result, compiled = attempt(choice, place)
     print(result.table())
     if args.json is not None:
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result.as_json())
     if not result.fits:
         raise InputError(f"{result.name} needs {result.peak_bytes:,} bytes of each chip of {args.topology}, which has"
                          f" {result.place.chip.hbm_bytes:,}; --search looks for a way")  # fmt: skip

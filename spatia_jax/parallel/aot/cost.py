@@ -19,6 +19,7 @@ import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from spatia_jax.parallel.aot.hlo import Instruction, Module, arrays, group, nbyt
 
 PALLAS_EFFICIENCY = 0.6  # of the peak, for attention kernels: an assumption, no TPU has confirmed it
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-# Products [l, d] x [d, m] of the attention kernels' forward and backward passes, by the name of the kernel.
-_ATTENTION_PRODUCTS = {"fwd": 2, "dkv": 5, "dq": 3}
+# Products of l x m x d in splash attention's kernels, by name: logits and their use forwards; backwards both again, and
+# one for each gradient that the kernel returns.
+_ATTENTION_PRODUCTS = {"fwd": 2, "dkv": 2, "dq": 2}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Cost:
 
     def times(self, count: int) -> Cost:
         """The same `count` times."""
-        scaled = {}
+        scaled: dict[str, Any] = {}
         for name, value in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self)):
             scaled[name] = Counter({k: n * count for k, n in value.items()}) if isinstance(value, Counter) else (
                 value * count)  # fmt: skip
@@ -192,19 +194,21 @@ def attention_flops(kernel: Instruction) -> float | None:
     Its operands are not in its line, but their layouts are: of the [heads, length, d] among them the first is the
     queries, the second the keys.
     """
-    products = next((n for part, n in _ATTENTION_PRODUCTS.items() if f"mha_{part}" in kernel.name), None)
+    part = next((part for part in _ATTENTION_PRODUCTS if f"mha_{part}" in kernel.name), None)
     given = kernel.attributes.partition("operand_layout_constraints={")[2].partition("}}")[0]
     matrices = [shape for dtype, shape in arrays(given) if dtype in ("bf16", "f32") and len(shape) >= 3]
-    if products is None or len(matrices) < 2:
+    if part is None or len(matrices) < 2:
         return None
     (*heads, length, width), (*_, keys, _) = matrices[:2]
+    returned = [s for _, s in kernel.arrays if len(s) >= 3 and s[-2] in (length, keys) and s[-1] == width]
+    products = _ATTENTION_PRODUCTS[part] + (len(returned) if part != "fwd" else 0)
     return 2.0 * products * math.prod(heads) * length * keys * width
 
 
 class _Clock:
     """The clocks of one computation, and what has been counted in it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = self.link = self.memory = 0.0
         self.pending: dict[str, tuple[float, str]] = {}
         self.sum = Cost()
@@ -233,7 +237,7 @@ class _Clock:
 
     def _wait(self, until: float, what: str) -> None:
         seconds = max(until - self.now, 0.0)
-        self.add(Cost(seconds, **{what: seconds}))
+        self.add(Cost(seconds, exposed=seconds) if what == "exposed" else Cost(seconds, copies=seconds))
 
     def total(self) -> Cost:
         """A body cannot start again before its transfers are through."""

@@ -50,7 +50,7 @@ def load_executable(path: Path, program: Program, devices: Sequence[jax.Device] 
         raise InputError(f"{path}: no executable is there; --save of spatia_jax.parallel.aot writes one")
     header, _, payload = content[len(_MAGIC) :].partition(b"\n")
     made, here = json.loads(header), _versions(devices[0].platform, devices[0].device_kind, len(devices))
-    trees = jax.tree.structure((program.arguments, {})), jax.tree.structure(_result(program))
+    trees: tuple[Any, Any] = jax.tree.structure((program.arguments, {})), jax.tree.structure(_result(program))
     given = {**here, "arguments": trees[0].num_leaves, "results": trees[1].num_leaves}
     if different := [f"{name} {made[name]}, here {given[name]}" for name in made if made[name] != given[name]]:
         raise InputError(f"{path} was made for something else: {'; '.join(different)}; compile it again")
@@ -66,7 +66,8 @@ def _result(program: Program) -> Any:
 def _made_by(compiled: jax.stages.Compiled) -> dict[str, Any]:
     sharding = jax.tree.leaves(compiled.input_shardings)[0]
     devices = list(sharding.device_set)
-    counts = {"arguments": compiled.in_tree.num_leaves, "results": compiled.out_tree.num_leaves}
+    trees: Any = compiled.in_tree, compiled.out_tree
+    counts = {"arguments": trees[0].num_leaves, "results": trees[1].num_leaves}
     return _versions(devices[0].platform, devices[0].device_kind, len(devices)) | counts
 
 

@@ -54,6 +54,12 @@ class Report:
             return 0.0
         return self.flops / (len(self.place.devices) * self.place.chip.peak_flops * self.cost.seconds)
 
+    def summary(self) -> str:
+        """In a few words."""
+        verdict = "fits" if self.fits else "does not fit"
+        times = "" if self.cost is None else f", {self.cost.seconds:.3f} s, MFU {self.mfu:.1%}"
+        return f"{self.peak_bytes / _GIGA:.1f} GB, {verdict}{times}"
+
     def as_json(self) -> dict[str, Any]:
         """What `--json` writes."""
         cost = self.cost or Cost()
@@ -87,7 +93,7 @@ class Report:
             f"  {'at its peak':24}{self.peak_bytes / _GIGA:10.2f} GB of {chip.hbm_bytes / _GIGA:g}: {verdict}",
         ]
         if self.cost is None:
-            return "\n".join([*lines, "  (the compiler found no way to make it smaller; no times)"])
+            return "\n".join([*lines, "  (more than there is, so there is no program to price)"])
         cost = self.cost
         waiting = f"waiting for collectives {cost.exposed:.3f}, for copies {cost.copies:.3f}"
         lines += [
@@ -113,13 +119,17 @@ def report(name: str, program: Program, mesh: Mesh, place: Slice) -> tuple[Repor
     """
     sizes, ordered = dict(mesh.shape), dataclasses.replace(place, devices=tuple(mesh.devices.flat))
     known = {kind: held_bytes(tree) for kind, tree in program.classes.items()}
+    if (held := sum(known.values())) > place.chip.hbm_bytes:  # no need to compile
+        return Report(name, place, sizes, known, held, program.flops, None), None
     try:
         compiled = program.compile(mesh)
     except jax.errors.JaxRuntimeError as error:
         if (needed := _needed(str(error))) is None:
             raise
         return Report(name, place, sizes, known, needed, program.flops, None), None
-    usage = compiled.memory_analysis()
+    usage, text = compiled.memory_analysis(), compiled.as_text()
+    assert usage is not None
+    assert text is not None
     classes = {
         **known,
         "padding": usage.argument_size_in_bytes - sum(known.values()),
@@ -127,7 +137,7 @@ def report(name: str, program: Program, mesh: Mesh, place: Slice) -> tuple[Repor
         "output": usage.output_size_in_bytes - usage.alias_size_in_bytes,
         "code": usage.generated_code_size_in_bytes,
     }
-    cost = estimate(parse(compiled.as_text()), ordered)
+    cost = estimate(parse(text), ordered)
     return Report(name, place, sizes, classes, sum(classes.values()), program.flops, cost), compiled
 
 
