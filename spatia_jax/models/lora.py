@@ -70,7 +70,6 @@ def init_lora(params: nnx.State, rank: int, key: Array, targets: Sequence[str] =
 
 def merge(params: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) -> nnx.State:
     """Parameters with kernel + scale * down @ up in place of each updated kernel; product in float32, dtype kept."""
-
     if unknown := set(lora) - set(_block_kernels(params)):
         raise InputError(f"the LoRA updates {sorted(unknown)}, which the transformer's blocks do not have")
     blocks = nnx.to_flat_state(merge_block(params["blocks"], lora, scale))
@@ -86,7 +85,9 @@ def merge_block(block: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 
         if factors is None:
             return param
         update = jnp.einsum("...ir,...ro->...io", factors.down, factors.up, preferred_element_type=jnp.float32)
-        return param.replace((param[...] + scale * update).astype(param.dtype))
+        # Once, and not again for every tile of the product that reads it: for a feed-forward at the released size on a
+        # TPU v5p 7.5 Mcycles instead of 8.3 (XLA's estimate; 6.9 without a LoRA, 8.8 beside the kernels).
+        return param.replace(jax.lax.optimization_barrier((param[...] + scale * update).astype(param.dtype)))
 
     return nnx.from_flat_state([(path, updated(path, param)) for path, param in nnx.to_flat_state(block)])
 

@@ -26,6 +26,7 @@ from configs.micro import experiment
 from jax.experimental.multihost_utils import process_allgather
 
 from spatia_jax.model import Model
+from spatia_jax.models.lora import LoraConfig
 from spatia_jax.parallel import MeshConfig, batch_shardings, make_mesh, state_shardings
 from spatia_jax.training.generator import GeneratorObjective
 
@@ -44,16 +45,16 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 FRAMES, ROWS, COLUMNS = 4, 4, 6  # six tokens a frame: four devices need padding
 
 
-def objective(method: str, remat: str) -> GeneratorObjective:
+def objective(method: str, remat: str, opening: bool) -> GeneratorObjective:
+    """The micro generator with four heads; in continuing clips with a LoRA."""
     config = experiment()
-    transformer = dataclasses.replace(
-        config.transformer, dim=48, num_heads=4, sequence_parallel=method, remat=remat
-    )  # fmt: skip
-    return GeneratorObjective(Model(dataclasses.replace(config, transformer=transformer)))
+    transformer = dataclasses.replace(config.transformer, dim=48, num_heads=4, sequence_parallel=method, remat=remat)
+    model = Model(dataclasses.replace(config, transformer=transformer, lora=LoraConfig(rank=4)))
+    return GeneratorObjective(model, ("transformer", "text_encoder", *(() if opening else ("lora",))))
 
 
-def value(objective: GeneratorObjective, *args):
-    return objective.loss(*args)[0]
+def loss(objective: GeneratorObjective, params, batch):
+    return objective.loss(params, batch, jax.random.split(jax.random.key(7), 4))[0]
 
 
 def batch(opening: bool) -> dict[str, np.ndarray]:
@@ -92,29 +93,33 @@ def distance(values, expected) -> dict[str, float]:
 
 def main(names: list[str]) -> None:
     for opening in (True, False) if os.environ.get("SPATIA_TEST_KINDS") != "continuing" else (False,):
-        given, params, alone = batch(opening), parameters(objective("ulysses", "none")), jax.local_devices()[0]
-        key = jax.random.key(7)
-        args = jax.device_put((params, given, key), alone)
-        compute = jax.jit(jax.value_and_grad(functools.partial(value, objective("ulysses", "none"))))
-        expected = jax.tree.map(np.asarray, compute(*args))
+        given, alone = batch(opening), jax.local_devices()[0]
+        plain = objective("ulysses", "none", opening)
+        params = parameters(plain)
+        compute = jax.jit(jax.value_and_grad(functools.partial(loss, plain)))
+        expected = jax.tree.map(np.asarray, compute(*jax.device_put((params, given), alone)))
         for name in names:
             where, method, remat = [*(parts := name.split(":")), *("ulysses", "none")[len(parts) - 1 :]]
-            mesh = make_mesh(MESHES[where])
-            with jax.set_mesh(mesh):
-                lie = state_shardings(params, mesh), batch_shardings(given, mesh)
-                places = jax.tree.map(
-                    lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda index, x=x: np.asarray(x)[index]),
-                    (params, given), lie,
-                )  # fmt: skip
-                loss = functools.partial(value, objective(method, remat))
-                run = jax.jit(jax.value_and_grad(loss), out_shardings=(None, lie[0]))
-                compiled = run.lower(*places, key).compile()
-                values = compiled(*places, key)
+            compiled, values = on_mesh(MESHES[where], objective(method, remat, opening), params, given)
             cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(values[1]))
+            counts = {kind: compiled.count(f" {kind}(") for kind in COLLECTIVES}
             values = process_allgather(values, tiled=True) if jax.process_count() > 1 else values
-            counts = {kind: compiled.as_text().count(f" {kind}(") for kind in COLLECTIVES}
             line = {"mesh": name, "opening": opening, "cut": cut, **counts}
             print(json.dumps(line | distance(jax.tree.map(np.asarray, values), expected)), flush=True)
+
+
+def on_mesh(config: MeshConfig, objective: GeneratorObjective, params, given):
+    """The text of the program for a mesh, and the loss and gradients that it computes."""
+    mesh = make_mesh(config)
+    with jax.set_mesh(mesh):
+        lie = state_shardings(params, mesh), batch_shardings(given, mesh)
+        places = jax.tree.map(
+            lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda index: np.asarray(x)[index]),
+            (params, given), lie,
+        )  # fmt: skip
+        run = jax.jit(jax.value_and_grad(functools.partial(loss, objective)), out_shardings=(None, lie[0]))
+        compiled = run.lower(*places).compile()
+        return compiled.as_text(), compiled(*places)
 
 
 if __name__ == "__main__":
