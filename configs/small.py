@@ -1,14 +1,15 @@
 """configs/tiny.py made larger, to be trained from scratch on one GPU in a day.
 
-    for part in autoencoder depth inpainter stage1 stage2; do python train.py configs/small.py --part $part --output runs/small; done
+    python train.py configs/small.py --part autoencoder --output runs/small    (then depth, inpainter, stage1, stage2)
 
-The arithmetic (`spatia_jax.training.cost`, forward and backward, nothing counted twice): the transformer has 0.19 G
-parameters and reads 1,904 tokens of an opening clip, 2,912 of a continuing one: 2.6 and 4.3 TFLOP an example. Stage 1 is
-20,000 steps of 32, 84 TFLOP each; stage 2 is 200,000 steps of 32, three of ten opening clips, 122 TFLOP each: 26 EFLOP in
-all. An H100 (989 TFLOP/s in bfloat16) at an assumed MFU of 35 % needs 21 hours for that. The other parts are two hours
-at most. Latents are cached: 10.2 MB a scene in both kinds of clips, which are held in the host's memory (61 GB for 6,000).
+The arithmetic (`spatia_jax.training.cost`, forward and backward, nothing counted twice): the transformer has 0.20 G
+parameters and reads 1,904 tokens of an opening clip, 2,912 of a continuing one: 2.6 and 4.4 TFLOP an example. Stage 1
+is 20,000 steps of 32, 84 TFLOP each; stage 2 is 200,000 steps of 32, three of ten opening clips, 122 TFLOP each: 26
+EFLOP in all. An H100 (989 TFLOP/s in bfloat16) at an assumed MFU of 35 % needs 21 hours for that. Latents are cached:
+10.2 MB a scene in both kinds of clips, which are held in the host's memory (61 GB for 6,000).
 
-No GPU was at hand: step time and MFU are assumptions.
+No GPU was at hand: step time and MFU are assumptions, and the other parts (the depth network and the inpainter have
+the settings of configs/tiny.py) come on top.
 """
 
 import dataclasses

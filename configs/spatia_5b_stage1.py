@@ -23,6 +23,7 @@ STAGE1 = FitConfig(
     seed=1,
     train_only=("transformer.control",),
     frozen_dtype="bfloat16",
+    readers=16,
     save_every=250,
     evaluate_every=500,
     sample_every=500,

@@ -7,7 +7,7 @@ point map, renderer and retrieval as the loop in `world.py`, so that training se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,14 @@ class Sequence:
         depth: [t, h, w] metres.
         moving: [t, h, w] bool, pixels of things that move; they stay out of the map.
         cameras: Cameras [t].
+        overlap: [t, t] 3D-IoU of what the views see, where it was found before (prepared videos); else None.
     """
 
     frames: Array
     depth: Array
     moving: Array
     cameras: Cameras
+    overlap: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -50,12 +52,14 @@ class Cut:
         past: p earlier views, of which the point map is made and from which references are retrieved.
         in_map: [p] bool, which of them come before the first new frame and can enter the map; the first one always is.
         in_bank: [p] bool, which come before the history and can be references; None in an opening clip, which has none.
+        overlap: [n, p] 3D-IoU of the clip's views and the past ones, or None.
     """
 
     clip: Sequence
     past: Sequence
     in_map: Array | np.ndarray
     in_bank: Array | np.ndarray | None
+    overlap: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -104,10 +108,15 @@ def cut(
     views = start - num_history + np.arange(num_history + num_new)
     past = np.arange(0, 1 if opening else len(sequence.frames), map_stride)
 
-    def take(numbers: Array | np.ndarray) -> Sequence:
-        return jax.tree.map(lambda leaf: leaf[numbers], sequence)
+    seen = replace(sequence, overlap=None)
 
-    return Cut(take(views), take(past), past < start, None if opening else past < start - num_history)
+    def take(numbers: Array | np.ndarray) -> Sequence:
+        return jax.tree.map(lambda leaf: leaf[numbers], seen)
+
+    if opening:
+        return Cut(take(views), take(past), past < start, None)
+    overlap = None if sequence.overlap is None else sequence.overlap[views][:, past]
+    return Cut(take(views), take(past), past < start, past < start - num_history, overlap)
 
 
 def condition(
@@ -135,13 +144,18 @@ def condition(
     )  # fmt: skip
     if given.in_bank is None:
         return Example(clip.frames, projection, clip.frames[:0], point_map, cameras)
-    slot = jnp.where(given.in_bank, 0, -1).astype(jnp.int32)
-    bank = memory.FrameBank(frames=given.past.frames, cameras=given.past.cameras, clip=slot)
-    slots, _, found = memory.retrieve(
-        bank, point_map, cameras[::target_stride], memory_config.retrieval,
-        num_references=num_references, height=height, width=width,
-    )  # fmt: skip
-    references = jnp.where(found[:, None, None, None], bank.frames[slots], clip.frames[0])
+    strategy = memory_config.retrieval.strategy
+    if given.overlap is not None and isinstance(strategy, memory.VoxelIoU):
+        targets, available = jnp.asarray(given.overlap)[::target_stride], jnp.asarray(given.in_bank)
+        slots, _, found = memory.retrieve_by_overlap(targets, available, strategy.threshold, num_references)
+    else:
+        slot = jnp.where(given.in_bank, 0, -1).astype(jnp.int32)
+        bank = memory.FrameBank(frames=given.past.frames, cameras=given.past.cameras, clip=slot)
+        slots, _, found = memory.retrieve(
+            bank, point_map, cameras[::target_stride], memory_config.retrieval,
+            num_references=num_references, height=height, width=width,
+        )  # fmt: skip
+    references = jnp.where(found[:, None, None, None], given.past.frames[slots], clip.frames[0])
     return Example(clip.frames, projection, references, point_map, cameras)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,23 @@ class _Records(Sequence):
         record = self._source[index]
         texts = {name: value.decode() for name, value in record.items() if isinstance(value, bytes)}
         return record | texts | ({"seed": int(record["seed"])} if "seed" in record else {})
+
+
+class Together(Sequence):
+    """Several data sets, one after another; or as `sources`, with the `weights` that they have in a mixture."""
+
+    def __init__(self, sources: Sequence[Sequence[dict]], weights: Sequence[float] = ()):
+        self.sources, self.weights = sources, weights or [len(source) for source in sources]
+        self._ends = list(itertools.accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._ends, index)
+        return self.sources[number][index - (self._ends[number - 1] if number else 0)]
 
 
 def open_sequences(config: ProceduralConfig, folder: Path, split: str = "train") -> Sequence[dict]:

@@ -63,9 +63,11 @@ class VideoFacts:
 
 
 def probe_video(path: str | os.PathLike) -> VideoFacts:
-    """Counts pictures without decoding them. Raises InputError when unreadable."""
+    """Counts pictures without decoding them. Raises InputError when unreadable, or when some of them are missing."""
     with _opened(path) as (container, stream):
         frames = sum(packet.size > 0 for packet in container.demux(stream))
+        if frames < stream.frames:
+            raise InputError(f"{path}: is damaged, it holds {frames} of its {stream.frames} frames")
         return VideoFacts(frames, float(stream.average_rate or 0), (stream.height, stream.width))
 
 

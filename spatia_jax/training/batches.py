@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,13 @@ class Batches:
     def __getitem__(self, step: int) -> Any:
         """The whole batch of a step."""
         return self.part(Host())[step]
+
+
+def together(parts: Sequence[Batches], weights: Sequence[float]) -> Batches:
+    """Batches of several data sets in these proportions (above 0), each batch of one of them."""
+    weighted = [(part, weight / sum(weights) / sum(part.weights)) for part, weight in zip(parts, weights, strict=True)]
+    shares = tuple(weight * own for part, weight in weighted for own in part.weights)
+    return Batches(tuple(rows for part in parts for rows in part.rows), parts[0].size, shares)
 
 
 def training_mesh(config: MeshConfig, batch_size: int) -> Mesh:

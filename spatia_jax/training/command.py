@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from spatia_jax.config import Experiment, load_experiment
-from spatia_jax.data import open_sequences
+from spatia_jax.data import Together, open_sequences
 from spatia_jax.errors import InputError, exit_status
 from spatia_jax.model import Model, Params
 from spatia_jax.models.motion import MotionNetworkConfig
@@ -43,7 +43,8 @@ class TrainArgs:
             needs the autoencoder (and the inpainter, if the config has one), stage2 (history and references) continues
             stage1.
         output: a folder for everything: checkpoints, metrics, trained weights.
-        data: a prepared data set of posed sequences; without one the procedural world is rendered to `output/data`.
+        data: data sets of posed sequences (docs/data.md); by default the procedural world, rendered to `output/data`.
+        data_weights: of several data sets, the shares of the batches of stage1 and stage2; by default as they are long.
         start: a folder of weights, e.g. the released ones: stage1 and stage2 start from what it has, where
             `output/weights` has nothing yet.
         experiment: any of its fields can be set.
@@ -52,7 +53,8 @@ class TrainArgs:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     part: Part = "autoencoder"
     output: Path = Path("runs/tiny")
-    data: Path | None = None
+    data: tuple[Path, ...] = ()
+    data_weights: tuple[float, ...] = ()
     start: Path | None = None
 
 
@@ -81,12 +83,22 @@ def train(args: TrainArgs) -> None:
         weights_folder(args.experiment.name, args.start)
     if args.part in ("stage1", "stage2"):
         check_stage(model, args.part, args.output, args.start)
-    source = distributed.first_alone(
-        lambda: open_sequences(args.experiment.procedural, args.data or args.output / "data")
-    )
+    folders = args.data or (args.output / "data",)
+    if args.data_weights and (len(args.data_weights) != len(folders) or min(args.data_weights) <= 0):
+        raise InputError(
+            f"--data-weights {args.data_weights}: expected {len(folders)}, above 0, one for each of --data"
+        )
+
+    def open_all(split: str) -> list[Source[dict]]:
+        return [open_sequences(args.experiment.procedural, folder, split) for folder in folders]
+
+    source = Together(distributed.first_alone(lambda: open_all("train")), args.data_weights)
     if args.part in ("stage1", "stage2"):
         tokenizer = distributed.first_alone(lambda: _tokenizer(model, source, weights, args.start))
-        params = train_stage(model, args.part, source, tokenizer, args.output, args.start)
+        params = train_stage(
+            model, args.part, source, tokenizer, args.output, args.start,
+            lambda: Together(open_all("validation"), args.data_weights),
+        )  # fmt: skip
     elif jax.process_count() > 1:
         raise InputError(f"--part {args.part} is trained on one host; stage1 and stage2 on any number")
     else:

@@ -31,9 +31,10 @@ KINDS = ("opening", "continuing")
 
 
 def as_sequence(record: dict) -> Sequence:
-    """A record of the procedural data set as a pytree."""
+    """A record of a data set (`data.open_sequences`) as a pytree."""
     cameras = Cameras(record["cam_from_world"], record["intrinsics"])
-    return Sequence(record["frames"], record["depth"].astype(np.float32), record["moving"], cameras)
+    overlap = record["overlap"].astype(np.float32) if "overlap" in record else None
+    return Sequence(record["frames"], record["depth"].astype(np.float32), record["moving"], cameras, overlap)
 
 
 def cut_clip(model: Model, sequence: Sequence, start: Array | int, kind: str) -> Cut:
@@ -75,6 +76,16 @@ def make_encoder(model: Model, kind: str) -> Callable:
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float16), latents)
 
     return jax.jit(encode)
+
+
+def require_size(source: Source[dict], clip) -> None:
+    """InputError unless the pictures of a data set are of the size of the config's clips."""
+    height, width = source[0]["frames"].shape[1:3]
+    if (height, width) != (clip.height, clip.width):
+        raise InputError(
+            f"the data set has frames of {width}x{height}, the config clips of {clip.width}x{clip.height}; prepare it "
+            f"with --width {clip.width} --height {clip.height}, or set --clip.width {width} --clip.height {height}"
+        )
 
 
 def start_of(kind: str, index: int, num_frames: int, clip) -> int:
@@ -147,9 +158,9 @@ def example_batches(
     directory: Path, tokenizer: Tokenizer, text_length: int, *, batch_size: int, seed: int, opening_share: float
 ) -> Batches:
     """Endless batches of cached latents, each of one kind; a share of `opening_share` of them are opening clips."""
-    empty = _empty_prompt(tokenizer, text_length)
-    rows = {kind: Rows(load_examples(directory, kind), empty) for kind in _kinds(opening_share)}
-    return _mixed(rows, batch_size, seed, opening_share)
+    empty = empty_prompt(tokenizer, text_length)
+    rows = {kind: Rows(load_examples(directory, kind), empty) for kind in kinds_of(opening_share)}
+    return mixed(rows, batch_size, seed, opening_share)
 
 
 def clip_batches(
@@ -159,8 +170,8 @@ def clip_batches(
 
     A row is `{"clip": Cut, ids, mask [l], empty_ids, empty_mask [l]}`.
     """
-    rows = {kind: Clips(model, source, tokenizer, kind) for kind in _kinds(opening_share)}
-    return _mixed(rows, batch_size, seed, opening_share)
+    rows = {kind: Clips(model, source, tokenizer, kind) for kind in kinds_of(opening_share)}
+    return mixed(rows, batch_size, seed, opening_share)
 
 
 class Clips:
@@ -168,7 +179,7 @@ class Clips:
 
     def __init__(self, model: Model, source: Source[dict], tokenizer: Tokenizer, kind: str):
         self.model, self.source, self.tokenizer, self.kind = model, source, tokenizer, kind
-        self.empty = _empty_prompt(tokenizer, model.config.clip.text_length)
+        self.empty = empty_prompt(tokenizer, model.config.clip.text_length)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -181,16 +192,19 @@ class Clips:
         return {"clip": clip, "ids": ids[0], "mask": mask[0], **self.empty}
 
 
-def _empty_prompt(tokenizer: Tokenizer, text_length: int) -> dict[str, np.ndarray]:
+def empty_prompt(tokenizer: Tokenizer, text_length: int) -> dict[str, np.ndarray]:
+    """What a dropped caption is replaced by."""
     ids, mask = tokenizer.encode([""], text_length)
     return {"empty_ids": ids[0], "empty_mask": mask[0]}
 
 
-def _kinds(opening_share: float) -> tuple[str, ...]:
+def kinds_of(opening_share: float) -> tuple[str, ...]:
+    """The kinds of clips of which there are any."""
     return tuple(kind for kind in KINDS if (opening_share if kind == "opening" else 1 - opening_share) > 0)
 
 
-def _mixed(rows: dict[str, Any], batch_size: int, seed: int, opening_share: float) -> Batches:
+def mixed(rows: dict[str, Any], batch_size: int, seed: int, opening_share: float) -> Batches:
+    """Endless batches of rows by kind."""
     shares = {"opening": opening_share, "continuing": 1.0 - opening_share}
     endless = tuple(shuffled(source, seed) for source in rows.values())
     return Batches(endless, batch_size, tuple(shares[kind] for kind in rows))

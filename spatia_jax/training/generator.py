@@ -25,10 +25,11 @@ from spatia_jax.model import Model
 from spatia_jax.parallel.sharding import BATCH_AXES
 from spatia_jax.pixels import to_signed
 from spatia_jax.stages import encode_references, encode_shown, fill
+from spatia_jax.training.consistency import pose_error, reprojection_error
 from spatia_jax.training.examples import render_clip
 from spatia_jax.training.state import Params
 
-_TEXT, _MAP, _REFERENCES, _NOISE, _CONDITIONING = range(5)  # purposes folded into an example's key
+_TEXT, _MAP, _REFERENCES, _NOISE, _CONDITIONING, _CONSISTENCY = range(6)  # purposes folded into an example's key
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,34 @@ class GeneratorObjective:
         parametrization = config.flow.parametrization
         loss = diffusion.flow_loss(output, video, noisy, is_new, parametrization)
         sigma = noisy.sigma[..., None, None, None]
-        error = jnp.square(parametrization.clean(output, noisy.latents, sigma) - video)[
-            :, num_references + num_history :
-        ]
-        return loss, {"clean_error": jnp.mean(error)}
+        estimate = parametrization.clean(output, noisy.latents, sigma)
+        report = {"clean_error": jnp.mean(jnp.square(estimate - video)[:, num_references + num_history :])}
+        if training.consistency.used and "clip" in batch:
+            painted = jnp.where(is_new[:, None, None, None], estimate, video)[:, num_references:]
+            first_new = 1 if opening else config.clip.history_frames
+            terms = self._consistency(params, painted, latents, batch["clip"], first_new, keys)
+            loss += sum(getattr(training.consistency, name) * value for name, value in terms.items())
+            report |= terms
+        return loss, report
+
+    def _consistency(
+        self, params: Params, painted: Array, latents: dict[str, Any], clips: Cut, first_new: int, keys: Array
+    ) -> dict[str, Array]:
+        """Means of the terms of `training.consistency` over a batch; noise levels count alike."""
+        config, splats = self.model.config.training.consistency, self.model.config.splat
+        frames = self.model.reconstruct(params, painted) * 0.5 + 0.5
+
+        def terms(_: Params, row: tuple) -> dict[str, Array]:
+            clip, points, frames, key = row
+            key, found = jax.random.fold_in(key, _CONSISTENCY), {}
+            if config.reprojection:
+                found["reprojection"] = reprojection_error(clip, frames, first_new, key, config, splats)
+            if config.pose:
+                found["pose"] = pose_error(clip, points, frames, first_new, key, config, splats)
+            return found
+
+        found = _row_by_row(terms, {}, (clips.clip, latents["point_map"], frames, keys))
+        return {name: jnp.mean(values) for name, values in found.items()}
 
     def _context(self, params: Params, batch: Any, keys: Array) -> Array:
         """Text features, of an empty prompt where the text is dropped."""
@@ -99,7 +124,7 @@ class GeneratorObjective:
         ids, mask = (jnp.where(dropped[:, None], batch[f"empty_{name}"], batch[name]) for name in ("ids", "mask"))
         return self.model.embed_text(params, ids, mask)
 
-    def encode(self, params: Params, clips: Cut, keys: Array) -> dict[str, Array]:
+    def encode(self, params: Params, clips: Cut, keys: Array) -> dict[str, Any]:
         """Latents of clips: what `training.examples` keeps on disk, made here."""
         painter = {name: params[name] for name in ("inpainter",) if name in params}
         shown = _row_by_row(lambda painter, row: self._show(painter, *row), painter, (clips, keys))
@@ -109,13 +134,16 @@ class GeneratorObjective:
         }
         if clips.in_bank is not None:
             latents["references"] = encode_references(self.model, params, shown["references"])
+        if "point_map" in shown:
+            latents["point_map"] = shown["point_map"]
         return jax.tree.map(jax.lax.stop_gradient, latents)
 
-    def _show(self, painter: Params, clip: Cut, key: Array) -> dict[str, Array]:
+    def _show(self, painter: Params, clip: Cut, key: Array) -> dict[str, Any]:
         """What one clip's cameras see of the map, and its references."""
         example = render_clip(self.model, clip, jax.random.fold_in(key, _CONDITIONING))
         color = fill(self.model, painter, example.projection, example.point_map, example.cameras)
-        return {"color": color, "coverage": example.projection.coverage, "references": example.references}
+        shown = {"color": color, "coverage": example.projection.coverage, "references": example.references}
+        return shown | ({"point_map": example.point_map} if self.model.config.training.consistency.used else {})
 
 
 def _chance(keys: Array, purpose: int, probability: float) -> Array:

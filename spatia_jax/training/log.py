@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,12 @@ class Log:
         self.board.add_image("sample", strip, step, dataformats="HWC")
         self.say(f"step {step}/{self.config.steps}  sample in {path}")
 
-    def resume_clock(self, paused_at: float) -> None:
-        """Leaves the time since `paused_at` (time.perf_counter) out of the seconds of steps."""
-        self.since += time.perf_counter() - paused_at
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is left out of the seconds of steps."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One JSON line and its TensorBoard scalars."""

@@ -6,8 +6,7 @@ whole data and PRNG position: a resumed run continues with the same bits as one 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from spatia_jax.training.batches import Batches, part_of_this_host, to_devices, 
 from spatia_jax.training.checkpoints import Checkpoints
 from spatia_jax.training.log import Log, StepCost
 from spatia_jax.training.options import FitConfig
-from spatia_jax.training.state import Params, TrainState, join
+from spatia_jax.training.state import Params, TrainState
 from spatia_jax.training.step import Objective, compile_train_step, initial_state
 from spatia_jax.training.stop import STATUS, StopSignal
 
@@ -35,7 +34,7 @@ class Watch:
 
     Attributes:
         validation: held-out batches; the first `config.evaluate_batches` are used, with the same noise each time.
-        sample: the trained networks to a video ([t, h, w, 3] uint8); fps: of it.
+        sample: all networks to a video ([t, h, w, 3] uint8); fps: of it.
         cost: of a step, for tokens a second and MFU.
     """
 
@@ -83,7 +82,6 @@ def fit(
     say = say if jax.process_index() == 0 else _silence
     directory.mkdir(parents=True, exist_ok=True)
     devices = training_mesh(mesh, config.batch_size // config.accumulate)
-    rows = batches.part(part_of_this_host(devices, config.batch_size))
     keys = [jax.random.fold_in(jax.random.key(config.seed), purpose) for purpose in (_TRAIN, _HELD_OUT)]
     with Checkpoints(directory / "checkpoints", config, say) as checkpoints, jax.set_mesh(devices):
         state = initial_state(objective, config, devices, start, frozen)
@@ -91,37 +89,56 @@ def fit(
         if (latest := checkpoints.latest) is not None:
             say(f"resuming from step {latest}")
             state = checkpoints.restore(latest, state, shardings)
-        first = int(state.step)
-        if first >= config.steps:
+        if state.step >= config.steps:
             return state
         train_step = compile_train_step(objective, config, shardings, devices)
         held_out = _held_out_loss(objective, config, watch.validation, devices, keys[1])
-        iterator = iter(rows[first:].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        rows = _read(batches, int(state.step), config, devices)
         log = Log(directory, config, say, lambda: checkpoints.latest, watch.cost)
         with log, StopSignal() as stop:
-            for step in range(first, config.steps):
+            for step in range(int(state.step), config.steps):
                 log.profile(step)
-                batch = to_devices(log.waited_for(iterator), devices)
+                batch = to_devices(log.waited_for(rows), devices)
                 state, metrics = train_step(state, batch, keys[0])
                 log(step, metrics)
-                done, now = step + 1, time.perf_counter()
                 stopping = stop.asked(step)
-                saving = _due(done, config.save_every) or done == config.steps or stopping
-                loss = None
-                if held_out and (saving or _due(done, config.evaluate_every)):
-                    log.held_out(done, loss := held_out(state))
-                if saving:
-                    log.check_finite()
-                    checkpoints.save(state, done, loss)
-                if watch.sample and _due(done, config.sample_every):
-                    log.video(done, watch.sample(state.networks), watch.fps)
-                log.resume_clock(now)
+                with log.paused():
+                    _look_and_save(state, step + 1, config, checkpoints, log, held_out, watch, stopping)
                 if stopping:
                     checkpoints.wait()
-                    say(f"SIGTERM: saved step {done} in {directory}; the same command goes on from there")
+                    say(f"SIGTERM: saved step {step + 1} in {directory}; the same command goes on from there")
                     raise SystemExit(STATUS)
         checkpoints.wait()
     return state
+
+
+def _read(batches: Batches, first: int, config: FitConfig, devices: Mesh) -> Iterator:
+    """This host's rows of every batch from number `first` on."""
+    rows = batches.part(part_of_this_host(devices, config.batch_size))
+    reading = grain.ReadOptions(num_threads=config.readers, prefetch_buffer_size=max(4, 2 * config.readers))
+    return iter(rows[first:].to_iter_dataset(reading))
+
+
+def _look_and_save(
+    state: TrainState,
+    done: int,
+    config: FitConfig,
+    checkpoints: Checkpoints,
+    log: Log,
+    held_out: Callable[[TrainState], float] | None,
+    watch: Watch,
+    stopping: bool,
+) -> None:
+    """What is due after `done` steps: held-out loss, checkpoint, sample video."""
+    saving = _due(done, config.save_every) or done == config.steps or stopping
+    loss = None
+    if held_out and (saving or _due(done, config.evaluate_every)):
+        log.held_out(done, loss := held_out(state))
+    if saving:
+        log.check_finite()
+        checkpoints.save(state, done, loss)
+    if watch.sample and _due(done, config.sample_every):
+        log.video(done, watch.sample(state.evaluated), watch.fps)
 
 
 def _held_out_loss(
@@ -133,7 +150,7 @@ def _held_out_loss(
     keys = jax.random.split(key, validation.size)
     rows = validation.part(part_of_this_host(devices, validation.size))
     fixed = [to_devices(rows[i], devices) for i in range(config.evaluate_batches)]
-    loss = jax.jit(lambda state, batch: objective.loss(join(state.ema, state.frozen), batch, keys)[0])
+    loss = jax.jit(lambda state, batch: objective.loss(state.evaluated, batch, keys)[0])
     return lambda state: float(np.mean([float(loss(state, batch)) for batch in fixed]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import optax
@@ -49,9 +50,17 @@ class OptimizerConfig:
                 b1=self.beta1,
                 b2=self.beta2,
                 weight_decay=self.weight_decay,
-                mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),  # not on biases and gains
+                mask=_is_matrix,
             ),
         )
+
+
+def _is_matrix(params: Any) -> Any:
+    """Which parameters decay: not biases, gains and tables of modulation, which are matrices only by being stacked."""
+    names = ("kernel", "embedding", "down", "up")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) in names, params
+    )
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class FitConfig:
         train_only: paths of the parameters that are trained ("transformer.control", "lora"); empty: all of them. The
             others are frozen: they have no optimizer state, no average, and are not in the checkpoints.
         frozen_dtype: what the kernels of frozen parameters are held in.
+        readers: threads that read rows; their order does not depend on it.
         log_every, save_every: steps.
         keep_last: so many checkpoints are kept, and the one with the smallest held-out loss.
         evaluate_every: steps between held-out losses, which are also taken at each save; 0: never.
@@ -78,6 +88,7 @@ class FitConfig:
     accumulate: int = 1
     train_only: tuple[str, ...] = ()
     frozen_dtype: str = "float32"
+    readers: int = 1
     log_every: int = 20
     save_every: int = 200
     keep_last: int = 2
@@ -88,7 +99,8 @@ class FitConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep_last", "evaluate_batches"):
+        counts = ("steps", "batch_size", "accumulate", "readers", "log_every", "save_every", "keep_last")
+        for name in (*counts, "evaluate_batches"):
             if getattr(self, name) < 1:
                 raise InputError(f"fit.{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size % self.accumulate:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 from spatia_jax.config import TrainingConfig
-from spatia_jax.data import open_sequences
+from spatia_jax.data import Together
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
 from spatia_jax.parallel import distributed, param_shardings
 from spatia_jax.text import Tokenizer
-from spatia_jax.training.batches import Batches, training_mesh
+from spatia_jax.training.batches import Batches, together, training_mesh
 from spatia_jax.training.cost import stage_cost
-from spatia_jax.training.examples import KINDS, build_examples, clip_batches, example_batches
+from spatia_jax.training.encoded import EncodedClips, is_encoded
+from spatia_jax.training.examples import build_examples, clip_batches, example_batches, kinds_of, mixed, require_size
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.loop import Watch, fit
 from spatia_jax.training.options import FitConfig
@@ -30,11 +31,19 @@ Stage = Literal["stage1", "stage2"]
 
 
 def train_stage(
-    model: Model, stage: Stage, source: Source[dict], tokenizer: Tokenizer, output: Path, start: Path | None
+    model: Model,
+    stage: Stage,
+    source: Source[dict],
+    tokenizer: Tokenizer,
+    output: Path,
+    start: Path | None,
+    open_held_out: Callable[[], Source[dict]],
 ) -> dict[str, Params]:
     """Trains a stage to its end.
 
     Args:
+        source: a data set, or `Together` several, whose batches are mixed.
+        open_held_out: gives others, for what `Watch` looks at.
         start: a folder of weights to start from, where `output/weights` has none.
 
     Returns: the networks that were trained, whole.
@@ -48,18 +57,28 @@ def train_stage(
     frozen_names, begin_names = _needed(model, stage, start)
     frozen = {name: find(name) for name in frozen_names}
     begin = {name: find(name) for name in begin_names} or None
-    batches = stage_batches(model, stage, frozen, source, tokenizer, output / "examples")
+
+    def batches_of(source: Source[dict], cache: str) -> Batches:
+        def whole() -> Params:
+            return {name: find(name, whole=True) for name in frozen_names}
+
+        mixed_from = source if isinstance(source, Together) else Together([source])
+        parts = [
+            stage_batches(model, stage, whole, held, tokenizer, output / f"{cache}{f'_{number}' if number else ''}")
+            for number, held in enumerate(mixed_from.sources)
+        ]
+        return together(parts, mixed_from.weights)
+
     watch = Watch(cost=stage_cost(model, stage, config), fps=model.config.clip.fps)
     if config.evaluate_every or config.sample_every:
-        held_out = distributed.first_alone(
-            lambda: open_sequences(model.config.procedural, output / "data", "validation")
-        )
+        held_out = distributed.first_alone(open_held_out)
         watch = Watch(
-            stage_batches(model, stage, frozen, held_out, tokenizer, output / "examples_held_out"),
+            batches_of(held_out, "examples_held_out"),
             make_sampler(model, held_out[0], tokenizer) if config.sample_every else None,
             watch.fps,
             watch.cost,
         )
+    batches = batches_of(source, "examples")
     state = fit(objective, config, batches, output / stage, mesh=training.mesh, start=begin, frozen=frozen, watch=watch)
     return state.networks
 
@@ -94,18 +113,32 @@ def stage_networks(model: Model, stage: Stage) -> tuple[str, ...]:
 
 
 def stage_batches(
-    model: Model, stage: Stage, frozen: Params, source: Source[dict], tokenizer: Tokenizer, cache: Path
+    model: Model,
+    stage: Stage,
+    frozen: Callable[[], Params],
+    source: Source[dict],
+    tokenizer: Tokenizer,
+    cache: Path,
 ) -> Batches:
-    """Batches of a stage, from cached latents (made now if they are missing) or raw clips, as the config says."""
+    """Batches of a stage, as the config says: raw clips, or latents, of the records or cached on disk.
+
+    Cached latents that are missing are made now, with the networks of `frozen()`, by one process on one device.
+    """
+    require_size(source, model.config.clip)
     training, config = model.config.training, stage_config(model.config.training, stage)
     size, seed, share = config.batch_size, config.seed, 1.0 if stage == "stage1" else training.opening_share
     if training.latents == "on_the_fly":
         return clip_batches(model, source, tokenizer, batch_size=size, seed=seed, opening_share=share)
-    kinds = [kind for kind in KINDS if kind == "opening" or share < 1.0]
+    kinds = kinds_of(share)
+    if is_encoded(source):
+        frozen_text = bool(config.train_only) and not any(path.startswith("text_encoder") for path in config.train_only)
+        rows = {kind: EncodedClips(model, source, tokenizer, kind, frozen_text) for kind in kinds}
+        return mixed(rows, size, seed, share)
 
     def build() -> None:
+        params = frozen()
         for kind in kinds:
-            build_examples(model, frozen, source, tokenizer, cache, kind)
+            build_examples(model, params, source, tokenizer, cache, kind)
 
     distributed.first_alone(build)
     length = model.config.clip.text_length
@@ -128,8 +161,9 @@ class _Finder:
         places = " or ".join(map(str, self.folders))
         raise InputError(f"no weights of the {name} in {places}; train it first, or name a folder with --start")
 
-    def __call__(self, name: str) -> Params:
-        shardings = param_shardings(self.model.abstract_params()[name], self.mesh)
+    def __call__(self, name: str, *, whole: bool = False) -> Params:
+        """A network where it is trained or used on the mesh; or whole, on this process's first device."""
+        shardings = None if whole else param_shardings(self.model.abstract_params()[name], self.mesh)
         trained = not self.config.train_only or any(path.split(".")[0] == name for path in self.config.train_only)
         dtype = None if trained else self.config.frozen_dtype
         return load_network(self.model, self.folder(name), name, shardings=shardings, dtype=dtype)

@@ -18,11 +18,11 @@ from spatia_jax.data.videos import builder, runner
 from spatia_jax.data.videos.captions import caption_key, read_captions
 from spatia_jax.data.videos.footage import Item
 from spatia_jax.data.videos.layouts import LAYOUTS, find_videos
-from spatia_jax.data.videos.preprocess import Given, PrepareConfig, with_captions
+from spatia_jax.data.videos.preprocess import Given, Motion, PrepareConfig, with_captions
 from spatia_jax.errors import InputError, exit_status
 from spatia_jax.model import Model
-from spatia_jax.parallel import use_all_cores
 from spatia_jax.pixels import to_signed
+from spatia_jax.training.encoded import EncodeClips
 from spatia_jax.weights.bundle import check_weights, load_network, weights_folder
 
 _AT_ONCE = 4  # frames that the depth network sees in one call
@@ -45,7 +45,10 @@ class PrepareArgs:
         no_captions: train without text, where there are none.
         require: reject videos that do not bring these.
         ignore: find these although they are given.
+        motion: without masks, what moves is "found" by the mapper, or "none" does; "layout": none in RealEstate10K and
+            7-Scenes, which are of static scenes.
         depth_network: complete depth with the experiment's depth network.
+        encode: keep latents and text features in the records, encoded with the experiment's weights.
         weights: folder of the experiment's weights; by default those in the package.
         fov: horizontal field of view in degrees, where no intrinsics are known.
         median_depth: median depth that clips without a scale are scaled to.
@@ -67,7 +70,9 @@ class PrepareArgs:
     no_captions: bool = False
     require: tuple[Given, ...] = ()
     ignore: tuple[Given, ...] = ()
+    motion: Motion = "layout"
     depth_network: bool = False
+    encode: bool = False
     weights: Path | None = None
     fov: float | None = None
     median_depth: float = 3.0
@@ -103,7 +108,6 @@ def _depth_network(network: EstimateDepth):
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; bad input is one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
-    use_all_cores()
     return exit_status(lambda: command(argv))
 
 
@@ -137,19 +141,24 @@ def plan(args: PrepareArgs) -> tuple[runner.Job, list[Item]]:
     experiment = load_experiment(args.config)
     clip = experiment.clip
     frames = args.frames or clip.opening_frames + clip.new_frames
-    network = None
-    if args.depth_network:
+    network = encoder = None
+    if args.encode and (args.height or args.width or frames < clip.opening_frames + clip.new_frames):
+        raise InputError("--encode is for the size and at least the length of the experiment's clips")
+    if args.depth_network or args.encode:
         weights = weights_folder(experiment.name, args.weights)
-        check_weights(Model(experiment), weights, ["depth"])
-        network = EstimateDepth(experiment, weights)
+        check_weights(Model(experiment), weights, ["depth"] if args.depth_network else [])
+        network = EstimateDepth(experiment, weights) if args.depth_network else None
+        encoder = EncodeClips(experiment, weights) if args.encode else None
+        if encoder is not None:
+            encoder.check()
     config = PrepareConfig(
         height=args.height or clip.height, width=args.width or clip.width, frames=frames, step=args.step or frames,
         fps=(clip.fps if args.fps is None else args.fps) or None, every=args.every,
-        require=args.require, ignore=args.ignore, captions=not args.no_captions,
+        require=args.require, ignore=args.ignore, captions=not args.no_captions, motion=args.motion,
         fov=args.fov, median_depth=args.median_depth, mapper=experiment.mapper,
     )  # fmt: skip
     if config.captions and args.captions is None and not LAYOUTS[args.layout].captions:
         raise InputError(f"the layout {args.layout} has no captions; give --captions FILE, or --no-captions")
     captions = None if args.captions is None else read_captions(args.captions)
     items = with_captions(find_videos(args.source, args.layout), captions, caption_key)
-    return runner.Job(args.layout, config, args.output, network), items
+    return runner.Job(args.layout, config, args.output, network, encoder), items

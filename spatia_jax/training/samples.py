@@ -11,6 +11,7 @@ from jaxtyping import Array, UInt8
 
 from spatia_jax import stages
 from spatia_jax.model import Model, Params
+from spatia_jax.parallel import on_every_device
 from spatia_jax.pixels import to_bytes, to_signed
 from spatia_jax.state import Conditions
 from spatia_jax.text import Tokenizer
@@ -47,6 +48,6 @@ def make_sampler(model: Model, record: dict, tokenizer: Tokenizer) -> Callable[[
         latents = stages.denoise(model, params, conditions)
         painted = stages.decode(model, params, latents, len(example.video))
         projection = to_bytes(example.projection.color * 2.0 - 1.0)
-        return jnp.concatenate([jnp.asarray(example.video), projection, painted], axis=1)
+        return on_every_device(jnp.concatenate([jnp.asarray(example.video), projection, painted], axis=1))
 
     return lambda params: np.asarray(paint(params))

@@ -54,9 +54,14 @@ class TrainState:
         return TrainState(self.step + 1, params, ema, opt_state, self.frozen)
 
     @property
+    def evaluated(self) -> Params:
+        """All networks as they are evaluated: the average, and what is frozen."""
+        return join(self.ema, self.frozen)
+
+    @property
     def networks(self) -> Params:
-        """The trained networks, whole, as they are evaluated: the average, and what is frozen beside it."""
-        return {name: join(self.ema[name], self.frozen.get(name, {})) for name in self.ema}
+        """Those of `evaluated` in which something is trained, whole."""
+        return {name: self.evaluated[name] for name in self.ema}
 
 
 def split(params: Params, paths: Iterable[str]) -> tuple[Params, Params]:

@@ -97,6 +97,15 @@ def test_two_processes_of_two_devices_are_equal_to_one(whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_resumed_by_two_processes_is_equal_to_rounding(whole, tmp_path):
+    run(tmp_path, 12, "--die-at", 6, status=-signal.SIGKILL)
+    codes, outputs = together(2, tmp_path, devices=1)
+    assert codes == [0, 0], outputs
+    assert "resuming from step 4" in outputs[0]
+    assert largest_difference(whole, numbers(tmp_path)) < 2e-6
+
+
+@pytest.mark.slow
 def test_a_host_that_dies_ends_all_and_the_next_start_resumes(whole, tmp_path):
     def dies(index):
         return ("--die-reading", 11) if index else ("--slow", 0.5)

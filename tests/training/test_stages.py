@@ -80,7 +80,7 @@ def checkpointed(folder):
 
 
 def test_stage_2_trains_a_lora_alone_which_is_exported(model, source, weights, tokenizer, tmp_path):
-    found = train_stage(model, "stage2", source, tokenizer, tmp_path, weights)
+    found = train_stage(model, "stage2", source, tokenizer, tmp_path, weights, lambda: source)
     assert set(found) == {"lora"}
     assert all(np.abs(factors.up).max() > 0 for factors in found["lora"].values())  # they start at zero
     names = checkpointed(tmp_path / "stage2")
@@ -99,7 +99,7 @@ def test_stage_2_trains_a_lora_alone_which_is_exported(model, source, weights, t
 
 @pytest.mark.slow
 def test_stage_1_trains_the_control_branch_alone(model, source, weights, tokenizer, tmp_path):
-    found = train_stage(model, "stage1", source, tokenizer, tmp_path, weights)
+    found = train_stage(model, "stage1", source, tokenizer, tmp_path, weights, lambda: source)
     assert set(found) == {"transformer"}  # whole
     from spatia_jax.weights.bundle import load_network
 
@@ -119,7 +119,8 @@ def test_without_weights_nothing_can_be_frozen(model, weights, tmp_path):
         check_stage(model, "stage2", tmp_path, None)
 
 
-@pytest.mark.parametrize("kind", ["opening", pytest.param("continuing", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["opening", "continuing"])
 def test_latents_made_in_the_step_are_those_that_are_kept_on_disk(kind, model, source, weights):
     """For the same draw of what the map knows; the cache rounds to float16."""
     from spatia_jax.training.generator import _CONDITIONING

@@ -31,7 +31,7 @@ class PreparedVideos(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         sample = next(read_clips(next(iter(self.files.values()))[0]))
-        features = {name: _feature(value) for name, value in sample.items()}
+        features = {name: _feature(name, value) for name, value in sample.items()}
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -47,6 +47,7 @@ class PreparedVideos(tfds.core.GeneratorBasedBuilder):
 def gather(folder: Path, beam_options: list[str] | None = None) -> dict[str, int]:
     """Writes `folder/tfds` anew from all finished videos; returns the number of clips of each split."""
     shutil.rmtree(folder / "tfds", ignore_errors=True)
+    tfds.disable_progress_bar()
     download = None
     if beam_options is not None:
         import_beam()
@@ -79,9 +80,10 @@ def _examples(file: Path) -> Iterator[tuple[str, dict]]:
     return ((record["name"], record) for record in read_clips(file))
 
 
-def _feature(value: Any) -> tfds.features.FeatureConnector:
-    """Raw arrays, except masks, which shrink to nothing (see `procedural.builder`)."""
+def _feature(name: str, value: Any) -> tfds.features.FeatureConnector:
+    """Raw arrays (see `procedural.builder`), except masks and text features, which are mostly zeros."""
     if isinstance(value, str):
         return tfds.features.Text()
-    encoding = tfds.features.Encoding.ZLIB if value.dtype == np.bool_ else tfds.features.Encoding.BYTES
+    sparse = value.dtype == np.bool_ or name.endswith("context")
+    encoding = tfds.features.Encoding.ZLIB if sparse else tfds.features.Encoding.BYTES
     return tfds.features.Tensor(shape=value.shape, dtype=value.dtype, encoding=encoding)

@@ -49,7 +49,7 @@ class Footage:
         cameras: Cameras [t], or None: to be found.
         depth: number of a frame to z-depth [h, w] metres, 0 where unknown; None: to be found.
         moving: number of a frame to a mask [h, w] of what moves; None: to be found.
-        metric: lengths are in metres.
+        metric: lengths of what is given are in metres.
     """
 
     frames: Frames

@@ -73,9 +73,13 @@ def grid_of(height: int, width: int, rows: int) -> tuple[int, int]:
     return down * times, across * times
 
 
-def find_cameras(frames: UInt8[np.ndarray, "t y x 3"], intrinsics: Float[np.ndarray, " 4"]) -> Cameras:
-    """Cameras [t] of a video without any, up to scale, by the stand-alone mapper."""
-    return map_stream(StreamConfig(rows=frames.shape[1] // STEP), frames, intrinsics).cameras
+def find_cameras(
+    frames: UInt8[np.ndarray, "t y x 3"],
+    intrinsics: Float[np.ndarray, " 4"],
+    depth: Float[np.ndarray, "t r c"] | None = None,
+) -> Cameras:
+    """Cameras [t] of a video without any, by the stand-alone mapper; in the unit of the depth, where that is given."""
+    return map_stream(StreamConfig(rows=frames.shape[1] // STEP), frames, intrinsics, depth=depth).cameras
 
 
 def triangulate(

@@ -33,12 +33,14 @@ class Layout:
     find: the videos of a source, sorted by name.
     open: one of them at a frame rate (None: all frames); raises InputError when it cannot be used.
     cameras: whether every video has to bring cameras.
+    static: nothing moves in these scenes, so no motion is looked for.
     captions: whether it brings captions itself.
     """
 
     find: Callable[[Path], list[Item]]
     open: Callable[[Item, float | None], Footage]
     cameras: bool = True
+    static: bool = False
     captions: bool = False
 
 
@@ -147,7 +149,7 @@ def _of_part(cameras: Cameras, size: tuple[int, int]) -> Cameras:
     a video of other proportions is taken for a crop at its centre, as most copies of the data set are.
     """
     intrinsics = np.asarray(cameras.intrinsics)
-    height = 1000
+    height = 100_000  # so fine that rounding to whole pixels does not matter
     original = (height, round(height * float(intrinsics[0, 1] / intrinsics[0, 0])))
     return dataclasses.replace(cameras, intrinsics=jnp.asarray(adjust_intrinsics(intrinsics, Crop(original, size))))
 
@@ -196,9 +198,9 @@ def _sibling(image: Path, ending: str) -> Path:
 
 LAYOUTS = {
     "videos": Layout(_find_videos, _open_videos, cameras=False),
-    "realestate10k": Layout(_find_realestate10k, _open_realestate10k),
+    "realestate10k": Layout(_find_realestate10k, _open_realestate10k, static=True),
     "spatialvid": Layout(spatialvid.find, spatialvid.open_clip, captions=True),
-    "7scenes": Layout(_find_seven_scenes, _open_seven_scenes),
+    "7scenes": Layout(_find_seven_scenes, _open_seven_scenes, static=True),
 }
 
 

@@ -29,6 +29,7 @@ from spatia_jax.io.images import adjust_intrinsics, fit_image, fit_map
 # [t, h, w, 3] uint8 -> [t, h, w] metres. A callable that can be pickled, since videos are prepared in many processes.
 DepthNetwork = Callable[[np.ndarray], np.ndarray]
 Given = Literal["cameras", "depth", "masks"]
+Motion = Literal["layout", "found", "none"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class PrepareConfig:
         every: use every n-th of these.
         require: reject a video that does not bring these, although they could be found.
         ignore: do not use these, although they may be given.
+        motion: without masks, what moves is "found", or "none" does; "layout": none, if the layout is of static scenes.
         captions: reject a video without one.
         fov: horizontal field of view in degrees, where no intrinsics are known.
         median_depth: of a clip without a scale of its own: lengths are multiplied so that its depth has this median.
@@ -57,6 +59,7 @@ class PrepareConfig:
     every: int = 1
     require: tuple[Given, ...] = ()
     ignore: tuple[Given, ...] = ()
+    motion: Motion = "layout"
     captions: bool = True
     fov: float | None = None
     median_depth: float = 3.0
@@ -87,9 +90,12 @@ def prepare(item: Item, layout: str, config: PrepareConfig, network: DepthNetwor
     if item.cameras is None and (LAYOUTS[layout].cameras or "cameras" in config.require):
         raise InputError(f"{item.name}: has no camera file")
     footage = _without(LAYOUTS[layout].open(item, config.fps).thinned(config.every), config.ignore)
+    static = config.motion == "none" or (config.motion == "layout" and LAYOUTS[layout].static)
     for name, given in (("depth", footage.depth), ("masks", footage.moving)):
         if given is None and name in config.require:
             raise InputError(f"{item.name}: has no {name}")
+    if footage.moving is None and static:
+        footage = dataclasses.replace(footage, moving=lambda _: np.zeros(footage.size, bool))
     if footage.count < config.frames:
         raise InputError(f"{item.name}: {footage.count} frames are shorter than a clip of {config.frames}")
     known = read_given_intrinsics(item.path)
@@ -103,13 +109,11 @@ def prepare(item: Item, layout: str, config: PrepareConfig, network: DepthNetwor
 
 
 def _without(footage: Footage, ignored: tuple[Given, ...]) -> Footage:
-    return dataclasses.replace(
-        footage,
-        cameras=None if "cameras" in ignored else footage.cameras,
-        depth=None if "depth" in ignored else footage.depth,
-        moving=None if "masks" in ignored else footage.moving,
-        metric=footage.metric and not {"cameras", "depth"} <= set(ignored),
-    )
+    cameras = None if "cameras" in ignored else footage.cameras
+    depth = None if "depth" in ignored else footage.depth
+    moving = None if "masks" in ignored else footage.moving
+    metric = footage.metric and (cameras is not None or depth is not None)
+    return dataclasses.replace(footage, cameras=cameras, depth=depth, moving=moving, metric=metric)
 
 
 def _cut(frames: Iterator[np.ndarray], length: int, step: int) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -138,14 +142,16 @@ def _record(
     fitted = [fit_image(frame, height, width) for frame in frames]
     video, crop = np.stack([picture for picture, _ in fitted]), fitted[0][1]
     mapped = np.stack([fit_image(frame, rows * STEP, columns * STEP)[0] for frame in frames])
+    depth = coarse = None
+    if footage.depth is not None:
+        depth = fit_map(np.stack([footage.depth(number) for number in numbers]), height, width)
+        coarse = fit_map(depth, rows, columns)
     if footage.cameras is not None:
         chosen = footage.cameras[first : first + len(frames)]
         cameras = Cameras(chosen.cam_from_world, jnp.asarray(adjust_intrinsics(np.asarray(chosen.intrinsics), crop)))
     else:
-        cameras = geometry.find_cameras(_moves(mapped, where), adjust_intrinsics(intrinsics, crop))
-    if footage.depth is not None:
-        depth = fit_map(np.stack([footage.depth(number) for number in numbers]), height, width)
-    else:
+        cameras = geometry.find_cameras(_moves(mapped, where), adjust_intrinsics(intrinsics, crop), coarse)
+    if depth is None:
         coarse = geometry.triangulate(config.geometry, mapped, cameras)
         depth = np.asarray(geometry.enlarge(jnp.asarray(coarse), (height, width)))
     if network is not None and footage.depth is None:
@@ -187,7 +193,7 @@ def _scaled(cameras: Cameras, depth: np.ndarray, median: float) -> tuple[Cameras
 def _completed(
     config: PrepareConfig, video: np.ndarray, cameras: Cameras, depth: np.ndarray, estimated: np.ndarray, metric: bool
 ) -> tuple[Cameras, np.ndarray]:
-    """Sure depth where there is any, and the network's, aligned to it, elsewhere (`mapper.update`).
+    """Sure depth where there is any; elsewhere the network's, aligned to it, where neighbours confirm that too.
 
     A clip without a scale takes that of the network.
     """
@@ -199,7 +205,7 @@ def _completed(
     whole = mapper.update(
         config.mapper, jnp.asarray(estimated), colors, cameras, jnp.asarray(depth), colors, judge_motion=False
     )
-    return cameras, np.asarray(whole.depth)
+    return cameras, np.where((depth > 0) | np.asarray(whole.static), np.asarray(whole.depth), 0)
 
 
 def _check(cameras: Cameras, depth: np.ndarray, config: PrepareConfig, where: str) -> None:
