@@ -72,7 +72,7 @@ def render_in_parts(
     """
     each = partial(render, height=height, width=width, config=config)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size == 1 or mesh.manual_axes:
+    if mesh.size <= 1 or mesh.manual_axes:
         return each(positions, features, valid, cameras)
     count, everywhere, parts = len(cameras), PartitionSpec(), PartitionSpec(mesh.axis_names)
     shares = cameras[jnp.minimum(jnp.arange(-(-count // mesh.size) * mesh.size), count - 1)]
