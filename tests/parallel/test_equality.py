@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-# Sums are in another order on several devices (measured: docs/parallel.md). The worst array is one whose gradient nearly
+# Sums are in another order on several devices (measured: docs/parallel.md). The worst array has a gradient that nearly
 # cancels; one that was computed wrongly would be off by its own size.
 TOLERANCE = {"loss": 1e-6, "gradient": 1e-6, "worst": 3e-4}
 # Programs are run once: time is better not spent on making them fast.
