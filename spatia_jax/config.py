@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from spatia_jax.data.conditioning import ConditioningConfig
 from spatia_jax.data.procedural import ProceduralConfig
 from spatia_jax.diffusion import FlowConfig, SamplerConfig
 from spatia_jax.errors import InputError
@@ -27,8 +28,10 @@ from spatia_jax.models.lora import LoraConfig
 from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
+from spatia_jax.parallel import MeshConfig
 from spatia_jax.splat import SplatConfig
-from spatia_jax.training.loop import FitConfig
+from spatia_jax.training.consistency import ConsistencyConfig
+from spatia_jax.training.options import FitConfig
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,20 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How each network of the experiment is trained by train.py."""
+    """How each network of the experiment is trained by train.py.
 
+    Attributes:
+        mesh: of devices; where `data` is 1, it becomes as many as the devices left and the batch allow.
+        latents: where stage 1 and 2 have theirs from: "cached", encoded once and kept on disk, or "on_the_fly": the
+            train step renders and encodes each clip anew, with another draw of what the map knows.
+        conditioning: what the map of a training clip knows.
+        consistency: further terms of the loss of stage 1 and 2, off by default.
+    """
+
+    mesh: MeshConfig = MeshConfig()
+    latents: Literal["cached", "on_the_fly"] = "cached"
+    conditioning: ConditioningConfig = ConditioningConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
     autoencoder: FitConfig = FitConfig()
     depth: FitConfig = FitConfig()
     inpainter: FitConfig = FitConfig()
@@ -104,6 +119,10 @@ class TrainingConfig:
     drop_map: float = 0.1  # probability that the projection is withheld
     drop_references: float = 0.1
     opening_share: float = 0.3  # of the batches of stage 2 that are opening clips
+
+    def __post_init__(self):
+        if self.consistency.used and self.latents == "cached":
+            raise InputError('training.consistency renders what is painted: it needs training.latents = "on_the_fly"')
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def map_views(model: Model, world: World, cameras: Cameras) -> tracking.Views:
     features = jnp.concatenate([point_map.colors, point_map.positions], axis=-1)
 
     def draw(which: Bool[Array, " n"]) -> Projection:
-        return splat.render(
+        return splat.render_in_parts(
             point_map.positions, features, which, cameras,
             height=config.clip.height, width=config.clip.width, config=config.splat,
         )  # fmt: skip

@@ -29,7 +29,7 @@ def project(model: Model, world: World, cameras: Cameras) -> Projection:
     config, point_map, splats = model.config, world.point_map, model.config.splat
     if config.release_compatible:
         point_map, splats = release_quirks.thinned(point_map, world.clip_index), release_quirks.splat_config(splats)
-    seen = splat.render(
+    seen = splat.render_in_parts(
         point_map.positions, point_map.colors, point_map.valid, cameras,
         height=config.clip.height, width=config.clip.width, config=splats,
     )  # fmt: skip
@@ -85,22 +85,30 @@ def condition(
     )
 
 
-def encode_references(model: Model, params: Params, frames: UInt8[Array, "k h w 3"]) -> Float[Array, "1 k p q c"]:
-    """Each reference frame alone, as one latent frame."""
-    return model.encode(params, to_signed(frames)[:, None])[:, 0][None]
+def encode_references(model: Model, params: Params, frames: UInt8[Array, "*b k h w 3"]) -> Float[Array, "_ k p q c"]:
+    """Each reference frame alone, as one latent frame; for one clip, or for a batch of them."""
+    count = frames.shape[-4]
+    alone = model.encode(params, to_signed(frames.reshape(-1, 1, *frames.shape[-3:])))
+    return alone.reshape(-1, count, *alone.shape[2:])
 
 
 def encode_control(
     model: Model, params: Params, projection: Projection, point_map: PointMap, cameras: Cameras
 ) -> Float[Array, "1 f p q c"]:
-    """Latents of the map's projection ([-1, 1]) beside latents of the hole mask (1 = hole; spec 2.5).
+    """Latents of the map's projection beside those of the hole mask; holes are black, as released, or filled."""
+    color = fill(model, params, projection, point_map, cameras)
+    return encode_shown(model, params, color[None], projection.coverage[None])
 
-    Holes are black, as released, or filled (`fill`).
-    """
-    color = fill(model, params, projection, point_map, cameras) * 2.0 - 1.0
-    holes = jnp.broadcast_to(1.0 - projection.coverage[..., None], color.shape)
-    color, holes = model.encode(params, jnp.stack([color, holes]))
-    return jnp.concatenate([color, holes], axis=-1)[None]
+
+def encode_shown(
+    model: Model, params: Params, color: Float[Array, "b t h w 3"], coverage: Float[Array, "b t h w"]
+) -> Float[Array, "b f p q c"]:
+    """Latents of pictures in [0, 1] beside latents of the hole mask (1 = hole; spec 2.5)."""
+    holes = jnp.broadcast_to(1.0 - coverage[..., None], color.shape)
+    both = jnp.stack([color * 2.0 - 1.0, holes], axis=1)  # a clip's two stay on its device
+    latents = model.encode(params, both.reshape(-1, *color.shape[1:]))
+    latents = latents.reshape(-1, 2, *latents.shape[1:])
+    return jnp.concatenate([latents[:, 0], latents[:, 1]], axis=-1)
 
 
 def fill(
@@ -138,7 +146,7 @@ def look_around(
     these the pixels of the view, shrunk to the inpainter's scale, look."""
     config, clip = model.config.inpainter, model.config.clip
     assert config is not None
-    seen = splat.render(
+    seen = splat.render_in_parts(
         positions, colors, valid, cameras, height=clip.height, width=clip.width, config=model.config.splat
     )
     panorama = memory.panoramas(positions, colors, valid, cameras, config.panorama)

@@ -148,7 +148,7 @@ def _row(values: np.ndarray | Sequence[float]) -> str:
 
 
 def _spatia_file(path: Path) -> Path:
-    return path if path.suffix else path / "w2c.txt"
+    return path / "w2c.txt" if path.is_dir() or not path.suffix else path
 
 
 def _json_pose(text: str, where: str) -> np.ndarray:

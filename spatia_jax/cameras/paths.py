@@ -40,7 +40,7 @@ def interpolate(keyposes: Cameras, num_frames: int, timing: Callable = ease) -> 
     """
     if num_frames < 1 or not keyposes.shape or not len(keyposes):
         raise InputError(f"{num_frames} frames through cameras of shape {keyposes.shape}, expected at least 1 of both")
-    return _along(keyposes, timing(jnp.linspace(0.0, 1.0, num_frames)))
+    return along(keyposes, timing(jnp.linspace(0.0, 1.0, num_frames)))
 
 
 def resample(cameras: Cameras, num_frames: int) -> Cameras:
@@ -70,7 +70,7 @@ def smoothness(cameras: Cameras) -> Float[Array, " 2"]:
 
 
 @jax.jit
-def _along(keyposes: Cameras, progress: Float[Array, " t"]) -> Cameras:
+def along(keyposes: Cameras, progress: Float[Array, " t"]) -> Cameras:
     """Views at 0..1 of the way through all key poses."""
     last = len(keyposes) - 1
     position = progress * last

@@ -1,5 +1,5 @@
 """Data: the procedural world, its files, and what the generator is shown of a sequence."""
 
-from spatia_jax.data.sequences import open_sequences, sequence_batches
+from spatia_jax.data.sequences import Together, open_sequences, sequence_batches
 
-__all__ = ["open_sequences", "sequence_batches"]
+__all__ = ["Together", "open_sequences", "sequence_batches"]

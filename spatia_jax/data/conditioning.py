@@ -7,10 +7,11 @@ point map, renderer and retrieval as the loop in `world.py`, so that training se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from spatia_jax import memory, splat
@@ -31,12 +32,34 @@ class Sequence:
         depth: [t, h, w] metres.
         moving: [t, h, w] bool, pixels of things that move; they stay out of the map.
         cameras: Cameras [t].
+        overlap: [t, t] 3D-IoU of what the views see, where it was found before (prepared videos); else None.
     """
 
     frames: Array
     depth: Array
     moving: Array
     cameras: Cameras
+    overlap: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cut:
+    """One training clip of a sequence, with the past that it may know of.
+
+    Attributes:
+        clip: n views, history and new frames.
+        past: p earlier views, of which the point map is made and from which references are retrieved.
+        in_map: [p] bool, which of them come before the first new frame and can enter the map; the first one always is.
+        in_bank: [p] bool, which come before the history and can be references; None in an opening clip, which has none.
+        overlap: [n, p] 3D-IoU of the clip's views and the past ones, or None.
+    """
+
+    clip: Sequence
+    past: Sequence
+    in_map: Array | np.ndarray
+    in_bank: Array | np.ndarray | None
+    overlap: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -73,73 +96,92 @@ class ConditioningConfig:
     depth_noise: float = 0.005
 
 
+def cut(
+    sequence: Sequence, start: Int[Array, ""] | int, *, num_history: int, num_new: int, map_stride: int, opening: bool
+) -> Cut:
+    """The clip whose first new frame is `start` (>= num_history); of JAX's arrays or, for a data pipeline, numpy's.
+
+    Args:
+        start: may be traced, so that one compiled function serves all positions.
+        opening: only the first view is known, and there are no references.
+    """
+    views = start - num_history + np.arange(num_history + num_new)
+    past = np.arange(0, 1 if opening else len(sequence.frames), map_stride)
+
+    seen = replace(sequence, overlap=None)
+
+    def take(numbers: Array | np.ndarray) -> Sequence:
+        return jax.tree.map(lambda leaf: leaf[numbers], seen)
+
+    if opening:
+        return Cut(take(views), take(past), past < start, None)
+    overlap = None if sequence.overlap is None else sequence.overlap[views][:, past]
+    return Cut(take(views), take(past), past < start, past < start - num_history, overlap)
+
+
 def condition(
-    sequence: Sequence,
-    start: Int[Array, ""] | int,
+    given: Cut,
     key: Array,
     *,
-    num_history: int,
-    num_new: int,
     num_references: int,
     target_stride: int,
     config: ConditioningConfig,
     memory_config,
     splat_config: SplatConfig,
 ) -> Example:
-    """The example whose first new frame is `start` (>= num_history).
+    """The example that a cut makes.
 
     Args:
-        sequence: t frames; those before `start` make the map and the frame bank.
-        start: may be traced, so that one compiled function serves all positions.
         key: decides which past frames enter the map.
         memory_config: a `MemoryConfig` (capacity, voxel size, retrieval).
     """
-    height, width = sequence.depth.shape[1:]
-    point_map = map_past(sequence, start, key, config, memory_config)
-    cameras = jax.tree.map(
-        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start - num_history, num_history + num_new), sequence.cameras
-    )
-    video = jax.lax.dynamic_slice_in_dim(sequence.frames, start - num_history, num_history + num_new)
+    clip, cameras = given.clip, given.clip.cameras
+    height, width = clip.frames.shape[1:3]
+    point_map = map_past(given, key, config, memory_config)
     projection = splat.render(
         point_map.positions, point_map.colors, point_map.valid, cameras,
         height=height, width=width, config=splat_config,
     )  # fmt: skip
-    if not num_references:
-        return Example(video, projection, video[:0], point_map, cameras)
-    past = jnp.arange(0, len(sequence.frames), config.map_stride)
-    bank = memory.FrameBank(
-        frames=sequence.frames[past],
-        cameras=sequence.cameras[past],
-        clip=jnp.where(past < start - num_history, 0, -1).astype(jnp.int32),
-    )
-    slots, _, found = memory.retrieve(
-        bank, point_map, cameras[::target_stride], memory_config.retrieval,
-        num_references=num_references, height=height, width=width,
-    )  # fmt: skip
-    references = jnp.where(found[:, None, None, None], bank.frames[slots], video[0])
-    return Example(video, projection, references, point_map, cameras)
+    if given.in_bank is None:
+        return Example(clip.frames, projection, clip.frames[:0], point_map, cameras)
+    strategy = memory_config.retrieval.strategy
+    if given.overlap is not None and isinstance(strategy, memory.VoxelIoU):
+        targets, available = jnp.asarray(given.overlap)[::target_stride], jnp.asarray(given.in_bank)
+        slots, _, found = memory.retrieve_by_overlap(targets, available, strategy.threshold, num_references)
+    else:
+        slot = jnp.where(given.in_bank, 0, -1).astype(jnp.int32)
+        bank = memory.FrameBank(frames=given.past.frames, cameras=given.past.cameras, clip=slot)
+        slots, _, found = memory.retrieve(
+            bank, point_map, cameras[::target_stride], memory_config.retrieval,
+            num_references=num_references, height=height, width=width,
+        )  # fmt: skip
+    references = jnp.where(found[:, None, None, None], given.past.frames[slots], clip.frames[0])
+    return Example(clip.frames, projection, references, point_map, cameras)
 
 
-def map_past(sequence: Sequence, start, key: Array, config: ConditioningConfig, memory_config) -> memory.PointMap:
-    """The point map of the frames before `start`: the first one observed, the others with a slightly wrong depth."""
-    past = jnp.arange(0, len(sequence.frames), config.map_stride)
-    kept = jax.random.bernoulli(jax.random.fold_in(key, _KEEP), config.keep, past.shape)
-    kept = ((past < start) & kept).at[0].set(True)
-    scale = 1.0 + config.depth_noise * jax.random.normal(jax.random.fold_in(key, _SCALE), past.shape)
-    depth = sequence.depth[past] * scale.at[0].set(1.0)[:, None, None]
-    usable = ~sequence.moving[past] & kept[:, None, None]
-    colors = sequence.frames[past].astype(jnp.float32) / 255.0
-    positions, colors, weights, valid = jax.vmap(memory.from_depth)(colors, depth, sequence.cameras[past], usable)
+def map_past(given: Cut, key: Array, config: ConditioningConfig, memory_config) -> memory.PointMap:
+    """The point map of the past: the first view observed whole, the others with a slightly wrong depth."""
+    past, count = given.past, len(given.in_map)
+    kept = jax.random.bernoulli(jax.random.fold_in(key, _KEEP), config.keep, (count,))
+    kept = jnp.asarray(given.in_map & kept).at[0].set(True)
+    scale = 1.0 + config.depth_noise * jax.random.normal(jax.random.fold_in(key, _SCALE), (count,))
+    depth = past.depth * scale.at[0].set(1.0)[:, None, None]
+    usable = ~past.moving & kept[:, None, None]
+    colors = past.frames.astype(jnp.float32) / 255.0
+    first, rest = slice(0, 1), slice(1, None)
 
-    def flat(leaf: Float[Array, "f n *c"]) -> Array:
-        return leaf[1:].reshape(-1, *leaf.shape[2:])
+    def insert(point_map: memory.PointMap, views: slice, provenance: int, stride: int) -> memory.PointMap:
+        points = jax.vmap(memory.from_depth)(colors[views], depth[views], past.cameras[views], usable[views])
+        return memory.insert(
+            point_map, *(_thinned(leaf, depth.shape[1:], stride) for leaf in points),
+            provenance=provenance, voxel_size=memory_config.voxel_size,
+        )  # fmt: skip
 
-    insert = memory.insert
-    point_map = insert(
-        memory.empty(memory_config.capacity), positions[0], colors[0], weights[0], valid[0],
-        provenance=OBSERVED, voxel_size=memory_config.voxel_size,
-    )  # fmt: skip
-    return insert(
-        point_map, flat(positions), flat(colors), flat(weights), flat(valid),
-        provenance=1, voxel_size=memory_config.voxel_size,
-    )  # fmt: skip
+    point_map = insert(memory.empty(memory_config.capacity), first, OBSERVED, 1)
+    return insert(point_map, rest, 1, memory_config.pixel_stride) if count > 1 else point_map
+
+
+def _thinned(points: Float[Array, "f n *c"], size: tuple[int, ...], stride: int) -> Array:
+    """Every `stride`-th pixel in both directions of views of so many pixels, in one row, as the mapper takes them."""
+    kept = points.reshape(-1, *size, *points.shape[2:])[:, ::stride, ::stride]
+    return kept.reshape(-1, *points.shape[2:])

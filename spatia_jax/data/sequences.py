@@ -1,18 +1,21 @@
-"""Posed RGB-D sequences at random access, from files that are prepared on first use."""
+"""Posed RGB-D sequences at random access: the procedural world, or real videos that were prepared."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 
+from spatia_jax.data.pipeline import batched, shuffled
 from spatia_jax.data.procedural.records import ProceduralConfig
 
 
 class _Records(Sequence):
-    """A TFDS data source whose captions are text."""
+    """A TFDS data source whose texts are text."""
 
     def __init__(self, source: Sequence[dict]):
         self._source = source
@@ -24,19 +27,44 @@ class _Records(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         record = self._source[index]
-        return record | {"caption": record["caption"].decode(), "seed": int(record["seed"])}
+        texts = {name: value.decode() for name, value in record.items() if isinstance(value, bytes)}
+        return record | texts | ({"seed": int(record["seed"])} if "seed" in record else {})
+
+
+class Together(Sequence):
+    """Several data sets, one after another; or as `sources`, with the `weights` that they have in a mixture."""
+
+    def __init__(self, sources: Sequence[Sequence[dict]], weights: Sequence[float] = ()):
+        self.sources, self.weights = sources, weights or [len(source) for source in sources]
+        self._ends = list(itertools.accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._ends, index)
+        return self.sources[number][index - (self._ends[number - 1] if number else 0)]
 
 
 def open_sequences(config: ProceduralConfig, folder: Path, split: str = "train") -> Sequence[dict]:
-    """Records of the procedural data set in `folder`; renders and writes them first if they are not there.
+    """Records of the data set in `folder`.
+
+    Prepared videos (`python -m spatia_jax.data prepare`) are opened; else it is the procedural world, which is rendered
+    and written first if it is not there. Both have `frames`, `depth`, `moving`, `cam_from_world`, `intrinsics` and
+    `caption` (`procedural.make_record`); docs/data.md lists what prepared videos have besides.
 
     Args:
         split: "train", "validation" or "test"; the last two are of scenes that training never sees.
-
-    Returns: records by index, as `procedural.make_record` describes them.
     """
-    from spatia_jax.data.procedural.builder import ProceduralWorld  # TFDS is slow to import; only files need it
+    # TFDS is slow to import; only files need it
+    from spatia_jax.data.procedural.builder import ProceduralWorld
+    from spatia_jax.data.videos.builder import open_prepared
 
+    prepared = open_prepared(folder, split)
+    if prepared is not None:
+        return _Records(prepared)
     builder = ProceduralWorld(config, data_dir=str(folder))
     builder.download_and_prepare(file_format="array_record")
     return _Records(builder.as_data_source(split=split))
@@ -51,5 +79,4 @@ def sequence_batches(source: Sequence[dict], *, batch_size: int, seed: int, keys
     def pick(record: dict) -> dict:
         return {key: record[key] for key in keys}
 
-    shuffled = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    return shuffled.map(pick).batch(batch_size, drop_remainder=True)
+    return batched(shuffled(source, seed).map(pick), batch_size)

@@ -66,7 +66,7 @@ def read_sequence(
     """
     path = Path(path)
     if path.is_dir():
-        files = _ordered_images(path)
+        files = ordered_images(path)
         names, frames = [file.name for file in files], _read_frames(files)
     elif path.suffix.lower() in _VIDEOS:
         files, (frames, _) = [], read_video(path)
@@ -88,7 +88,7 @@ def read_sequence(
     return Sequence(names, frames, cameras, _read_depths(files, size), moving)
 
 
-def _ordered_images(folder: Path) -> list[Path]:
+def ordered_images(folder: Path) -> list[Path]:
     """Images by the last number in their names."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in _IMAGES]
     colors = [file for file in files if ".color." in file.name]

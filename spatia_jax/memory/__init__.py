@@ -15,7 +15,7 @@ from spatia_jax.memory.point_map import (
     recolor,
     remove,
 )
-from spatia_jax.memory.retrieval import CovisibleAssignment, RetrievalConfig, VoxelIoU, retrieve
+from spatia_jax.memory.retrieval import CovisibleAssignment, RetrievalConfig, VoxelIoU, retrieve, retrieve_by_overlap
 from spatia_jax.memory.visibility import visibility
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "remember",
     "remove",
     "retrieve",
+    "retrieve_by_overlap",
     "visibility",
     "write_ply",
 ]

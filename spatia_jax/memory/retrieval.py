@@ -134,7 +134,22 @@ def retrieve(
     def sees(views: Cameras) -> Bool[Array, "v n"]:
         return visibility(point_map.positions, point_map.valid, views, height, width, config.tolerance)
 
-    slot, score, found = config.strategy.match(point_map.positions, sees(cameras), sees(bank.cameras), bank.valid)
+    matched = config.strategy.match(point_map.positions, sees(cameras), sees(bank.cameras), bank.valid)
+    return _each_once(matched, num_references)
+
+
+def retrieve_by_overlap(
+    overlap: Float[Array, "t m"], available: Bool[Array, " m"], threshold: float, num_references: int
+) -> tuple[Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
+    """`retrieve` with `VoxelIoU`, where the 3D-IoU of targets and candidates is known already."""
+    overlap = jnp.where(available, overlap, -1.0)
+    score = overlap.max(axis=1)
+    return _each_once((overlap.argmax(axis=1), score, score > threshold), num_references)
+
+
+def _each_once(matched: tuple[Array, Array, Array], num_references: int) -> tuple[Array, Array, Array]:
+    """K matches in the order of their targets, each candidate at most once."""
+    slot, score, found = matched
     # A candidate chosen twice counts for the first target only.
     earlier = jnp.tri(len(slot), k=-1, dtype=bool)
     found &= ~((slot[:, None] == slot) & found & earlier).any(axis=1)

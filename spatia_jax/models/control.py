@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from spatia_jax.models.transformer_layers import TransformerBlock, TransformerConfig, patchify, scan, stack
+from spatia_jax.parallel.sequence import spread_tokens
 
 zeros = nnx.initializers.zeros_init()
 
@@ -33,13 +34,13 @@ class ControlBranch(nnx.Module):
     def __call__(
         self,
         control: Float[Array, "b f p q d"],
-        tokens: Float[Array, "b f s c"],
+        tokens: Float[Array, "b f t c"],
         context: Float[Array, "b l c"],
         modulation: Float[Array, "b f 6 c"],
-        rotary: Float[Array, "2 fs half"],
-    ) -> Float[Array, "n b f s c"]:
-        """Hints of all control layers, from the control latents and the main tokens of the same frames."""
-        embedded = self.patch_embedding(patchify(control, self.config.patch_size).astype(tokens.dtype))
+        rotary: Float[Array, "2 f real half"],
+    ) -> Float[Array, "n b f t c"]:
+        """Hints of all control layers, from the control latents and the main tokens of the same frames (t: spread)."""
+        embedded = self.patch_embedding(spread_tokens(patchify(control, self.config.patch_size)).astype(tokens.dtype))
 
         def step(layer: ControlBlock, c, _):
             c = layer.block(c, context, modulation, rotary)

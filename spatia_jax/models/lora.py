@@ -4,10 +4,14 @@ A LoRA is a dict from a layer's path within a block ("self_attn.q", "ffn.up", ..
 over blocks like the kernels they update. It changes no parameters in place: `merge` returns new ones, the base stays,
 and taking the LoRA out again is using the base. (The release adds and later subtracts, which rounds twice in bfloat16.)
 While sampling nothing is stored twice either: the transformer merges each block in the step of the scan that runs it.
+While training it is computed beside the kernels (`add_beside`): the gradient of a merged kernel would be as much work
+as if the kernel itself were trained.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +70,6 @@ def init_lora(params: nnx.State, rank: int, key: Array, targets: Sequence[str] =
 
 def merge(params: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 1.0) -> nnx.State:
     """Parameters with kernel + scale * down @ up in place of each updated kernel; product in float32, dtype kept."""
-
     if unknown := set(lora) - set(_block_kernels(params)):
         raise InputError(f"the LoRA updates {sorted(unknown)}, which the transformer's blocks do not have")
     blocks = nnx.to_flat_state(merge_block(params["blocks"], lora, scale))
@@ -82,9 +85,24 @@ def merge_block(block: nnx.State, lora: Lora, scale: float | Float[Array, ""] = 
         if factors is None:
             return param
         update = jnp.einsum("...ir,...ro->...io", factors.down, factors.up, preferred_element_type=jnp.float32)
-        return param.replace((param[...] + scale * update).astype(param.dtype))
+        # Once, and not again for every tile of the product that reads it: for a feed-forward at the released size on a
+        # TPU v5p 7.5 Mcycles instead of 8.3 (XLA's estimate; 6.9 without a LoRA, 8.8 beside the kernels).
+        return param.replace(jax.lax.optimization_barrier((param[...] + scale * update).astype(param.dtype)))
 
     return nnx.from_flat_state([(path, updated(path, param)) for path, param in nnx.to_flat_state(block)])
+
+
+def add_beside(block: nnx.Module, lora: Lora) -> nnx.Module:
+    """One block whose layers compute x W + (x down) up, with no kernel changed."""
+    for path, factors in lora.items():
+        layer: Any = functools.reduce(getattr, path.split("."), block)
+        layer.dot_general = functools.partial(_product_and_update, factors)
+    return block
+
+
+def _product_and_update(factors: LowRank, x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
+    update = x @ factors.down.astype(x.dtype) @ factors.up.astype(x.dtype)
+    return jax.lax.dot_general(x, kernel, dimensions, **options) + update
 
 
 def _block_kernels(params: nnx.State) -> dict[str, nnx.Param]:

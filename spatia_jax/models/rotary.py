@@ -31,9 +31,9 @@ def rotary_table(num_references: int, num_frames: int, rows: int, columns: int, 
     return np.stack([np.cos(table), np.sin(table)]).astype(np.float32)
 
 
-def rotate(x: Float[Array, "b l heads d"], table: Float[Array, "2 l half"]) -> Float[Array, "b l heads d"]:
+def rotate(x: Float[Array, "b *l heads d"], table: Float[Array, "2 *l half"]) -> Float[Array, "b *l heads d"]:
     """Turn each adjacent channel pair (2i, 2i + 1) of every token by its angle; float32 inside, dtype kept."""
-    cos, sin = table[0, :, None, :], table[1, :, None, :]
+    cos, sin = table[..., None, :]
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)

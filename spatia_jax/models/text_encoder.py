@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spatia_jax.errors import InputError
 from spatia_jax.models.transformer_layers import RMSNorm, scan, stack
+from spatia_jax.parallel import spread_examples
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "b l c"], mask: Bool[Array, "b l"], buckets: Int[np.ndarray, "l l"]
     ) -> Float[Array, "b l c"]:
+        x = spread_examples(x)
         x = x + self.attention(self.norm1(x), mask, buckets)
         return x + self.ffn(self.norm2(x))
 

@@ -29,6 +29,8 @@ from spatia_jax.models.transformer_layers import (
     unpatchify,
     xavier,
 )
+from spatia_jax.parallel import spread_examples
+from spatia_jax.parallel.sequence import spread_tokens
 
 
 class Head(nnx.Module):
@@ -68,6 +70,7 @@ class VideoTransformer(nnx.Module):
         control_scale: float | Float[Array, ""] | Float[Array, " b"] = 1.0,
         num_references: int = 0,
         lora: Lora | None = None,
+        merge_lora: bool = True,
     ) -> Float[Array, "b f p q out_dim"]:
         """Velocity (noise - clean) of every latent frame, float32.
 
@@ -78,7 +81,8 @@ class VideoTransformer(nnx.Module):
             control: latents of projection and hole mask for the g = f - num_references frames after the references;
                 None leaves the control branch out.
             control_scale: factor on the hints, one for all or one for each example.
-            lora: update of the main blocks, merged into each as it runs.
+            lora: update of the main blocks, merged into each as it runs; or, not to merge, beside its kernels, which is
+                what gradients of the LoRA want.
 
         Raises:
             InputError: a shape does not fit the configuration or the other arguments.
@@ -89,32 +93,34 @@ class VideoTransformer(nnx.Module):
         _, frames, rows, columns, _ = latents.shape
         _, height, width = config.patch_size
 
-        x = self.patch_embedding(patchify(latents, config.patch_size).astype(dtype))
-        context = self.text_embedding(context.astype(dtype))
+        x = self.patch_embedding(spread_tokens(patchify(latents, config.patch_size)).astype(dtype))
+        context = spread_examples(self.text_embedding(context.astype(dtype)))
         time = self.time_embedding(timestep_embedding(timesteps, config.freq_dim)).astype(jnp.float32)
         modulation = self.time_projection(jax.nn.silu(time)).astype(jnp.float32)
+        time, modulation = (spread_examples(y) for y in (time, modulation))
         modulation = modulation.reshape(*timesteps.shape, 6, config.dim)
         grid = (rows // height, columns // width)
-        rotary = rotary_table(num_references, frames - num_references, *grid, config.head_dim)
+        table = rotary_table(num_references, frames - num_references, *grid, config.head_dim)
+        rotary = jnp.asarray(table.reshape(2, frames, grid[0] * grid[1], -1))
 
         if control is None or self.control is None:
             x, _ = scan(
                 lambda block, x, _: (block(x, context, modulation, rotary), None),
-                self.blocks, x, remat=config.remat, lora=lora,
+                self.blocks, x, remat=config.remat, lora=lora, merge_lora=merge_lora,
             )  # fmt: skip
         else:
             after = slice(num_references, None)
-            clip_rotary = jnp.asarray(rotary)[:, num_references * grid[0] * grid[1] :]
-            hints = self.control(control, x[:, after], context, modulation[:, after], clip_rotary)
+            hints = self.control(control, x[:, after], context, modulation[:, after], rotary[:, after])
             hints = hints * jnp.reshape(jnp.asarray(control_scale, hints.dtype), (-1, 1, 1, 1))
-            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references, lora)
-        output = unpatchify(self.head(x, time), config.patch_size, rows, columns).astype(jnp.float32)
+            x = self._run_with_hints(x, context, modulation, rotary, hints, num_references, lora, merge_lora)
+        patches = self.head(x, time)[:, :, : grid[0] * grid[1]]
+        output = unpatchify(patches, config.patch_size, rows, columns).astype(jnp.float32)
         if control is None or not config.control_skip:
             return output
         skip = control[..., : config.out_dim] * jnp.reshape(jnp.asarray(control_scale, jnp.float32), (-1, 1, 1, 1, 1))
         return output + jnp.pad(skip, ((0, 0), (num_references, 0), (0, 0), (0, 0), (0, 0)))
 
-    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references, lora):
+    def _run_with_hints(self, x, context, modulation, rotary, hints, num_references, lora, merge_lora):
         """Scan the blocks; after each of `control_layers`, add its hint to the frames after the references."""
         layers = np.array(self.config.control_layers)
         index = np.zeros(self.config.num_layers, np.int32)
@@ -129,7 +135,8 @@ class VideoTransformer(nnx.Module):
             hinted = x[:, num_references:] + (weight * hints[index]).astype(x.dtype)
             return jnp.concatenate([x[:, :num_references], hinted], axis=1), None
 
-        return scan(step, self.blocks, x, (index, weight), remat=self.config.remat, lora=lora)[0]
+        options = {"remat": self.config.remat, "lora": lora, "merge_lora": merge_lora}
+        return scan(step, self.blocks, x, (index, weight), **options)[0]
 
     def _check(self, latents, timesteps, control, num_references):
         config = self.config

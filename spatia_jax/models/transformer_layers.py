@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from spatia_jax.errors import InputError
 from spatia_jax.models.attention import attention
-from spatia_jax.models.lora import Lora, merge_block
+from spatia_jax.models.lora import Lora, add_beside, merge_block
 from spatia_jax.models.rotary import rotate
+from spatia_jax.parallel.rematerialisation import HIDDEN, REMATS, Remat, rematerialised
+from spatia_jax.parallel.sequence import METHODS, Method, cross_attention, self_attention, spread_tokens
 
 xavier = nnx.initializers.xavier_uniform()
 
@@ -30,8 +33,9 @@ class TransformerConfig:
     `control_layers` are the main blocks after which a control block adds its hint; `control_in_dim` counts the channels
     of the projection's latents plus those of its hole mask. `control_skip` adds the projection's latents to the output:
     a network that predicts x0 then starts as the projection itself and learns what to change in it. `dtype` is that of
-    matrix products and activations; parameters are float32. `remat` recomputes each block in the backward pass instead
-    of keeping its activations.
+    matrix products and activations; parameters are float32. `remat` says what each block keeps for the backward pass
+    (`parallel.rematerialisation`), `sequence_parallel` how self-attention meets tokens that lie on several devices of
+    the mesh axis `context` (`parallel.sequence`).
     """
 
     dim: int = 3072
@@ -48,7 +52,8 @@ class TransformerConfig:
     control_in_dim: int = 96
     control_skip: bool = False
     dtype: str = "float32"
-    remat: bool = False
+    remat: Remat = "none"
+    sequence_parallel: Method = "ulysses"
 
     def __post_init__(self):
         if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:
@@ -72,6 +77,9 @@ class TransformerConfig:
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"TransformerConfig.dtype is {self.dtype!r}; it must be 'float32' or 'bfloat16'")
+        for name, known in (("remat", REMATS), ("sequence_parallel", METHODS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"TransformerConfig.{name} is {getattr(self, name)!r}; it must be one of {known}")
 
     @property
     def head_dim(self) -> int:
@@ -107,7 +115,11 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention from x [b, l, c] to a source [b, m, c], with RMS norms over the full width of q and k."""
+    """Multi-head attention of tokens [b, f, s, c], with RMS norms over the full width of q and k.
+
+    To a text [b, l, c], or else among themselves; then `rotary` holds the angles of the first tokens of each frame, and
+    those beyond, if there are any, are padding.
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dim = config.dim
@@ -117,14 +129,24 @@ class Attention(nnx.Module):
         self.o = config.linear(dim, dim, rngs, _residual_init(config))
         self.norm_q = RMSNorm(dim, config.eps)
         self.norm_k = RMSNorm(dim, config.eps)
-        self.num_heads = config.num_heads
+        self.num_heads, self.method = config.num_heads, config.sequence_parallel
 
-    def __call__(self, x, source, rotary=None):
-        q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
-        q, k, v = (y.reshape(*y.shape[:2], self.num_heads, -1) for y in (q, k, v))
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        return self.o(attention(q, k, v).reshape(x.shape))
+    def to_text(self, x: Float[Array, "b f s c"], text: Float[Array, "b l c"]) -> Float[Array, "b f s c"]:
+        return self.o(cross_attention(attention, *self._heads(x, text)).reshape(x.shape))
+
+    def among_tokens(
+        self, x: Float[Array, "b f s c"], rotary: Float[Array, "2 f real half"]
+    ) -> Float[Array, "b f s c"]:
+        q, k, v = self._heads(x, x)
+        tokens = rotary.shape[2]
+        rotary = jnp.pad(rotary, ((0, 0), (0, 0), (0, x.shape[2] - tokens), (0, 0)))
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        return self.o(self_attention(attention, q, k, v, tokens, self.method).reshape(x.shape))
+
+    def _heads(self, x: Array, source: Array) -> list[Array]:
+        """Queries of x, keys and values of the source, [..., heads, d]."""
+        qkv = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
+        return [y.reshape(*y.shape[:-1], self.num_heads, -1) for y in qkv]
 
 
 class Mlp(nnx.Module):
@@ -136,7 +158,7 @@ class Mlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
-        return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(checkpoint_name(self.up(x), HIDDEN)))
 
 
 class TransformerBlock(nnx.Module):
@@ -161,19 +183,17 @@ class TransformerBlock(nnx.Module):
         x: Float[Array, "b f s c"],
         context: Float[Array, "b l c"],
         modulation: Float[Array, "b f 6 c"],
-        rotary: Float[Array, "2 fs half"],
+        rotary: Float[Array, "2 f real half"],
     ) -> Float[Array, "b f s c"]:
         def add(x, update):
             return (x.astype(jnp.float32) + update).astype(x.dtype)
 
-        def flat(y):
-            return y.reshape(y.shape[0], -1, y.shape[-1]).astype(x.dtype)
-
+        x = spread_tokens(x)
         rows = jnp.split(modulation + self.modulation[...], 6, axis=2)  # each [b, f, 1, c]: broadcast over tokens
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
-        y = flat(layer_norm(x, self.eps) * (1 + scale) + shift)
-        x = add(x, self.self_attn(y, y, rotary).reshape(x.shape) * gate)
-        x = add(x, self.cross_attn(flat(self.norm_cross(x)), context).reshape(x.shape))
+        y = (layer_norm(x, self.eps) * (1 + scale) + shift).astype(x.dtype)
+        x = add(x, self.self_attn.among_tokens(y, rotary) * gate)
+        x = add(x, self.cross_attn.to_text(self.norm_cross(x).astype(x.dtype), context))
         y = (layer_norm(x, self.eps) * (1 + ffn_scale) + ffn_shift).astype(x.dtype)
         return add(x, self.ffn(y) * ffn_gate)
 
@@ -196,20 +216,24 @@ def scan(
     carry: Any,
     inputs: Any = None,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     lora: Lora | None = None,
+    merge_lora: bool = True,
 ):
     """`jax.lax.scan` of `carry, output = step(module, carry, input)` over the modules of a `stack`.
 
-    A LoRA is merged into each module as its turn comes, so that no second copy of the stack is ever made.
+    A LoRA is merged into each module as its turn comes, so that no second copy of the stack is ever made, or else
+    computed beside its kernels.
     """
     graphdef, params = nnx.split(stacked)
 
     def body(carry, layer):
         layer_params, layer_lora, layer_input = layer
-        return step(nnx.merge(graphdef, merge_block(layer_params, layer_lora)), carry, layer_input)
+        if merge_lora:
+            return step(nnx.merge(graphdef, merge_block(layer_params, layer_lora)), carry, layer_input)
+        return step(add_beside(nnx.merge(graphdef, layer_params), layer_lora), carry, layer_input)
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (params, lora or {}, inputs))
+    return jax.lax.scan(rematerialised(body, remat), carry, (params, lora or {}, inputs))
 
 
 def timestep_embedding(timesteps: Float[Array, "*b"], dim: int) -> Float[Array, "*b dim"]:

@@ -2,7 +2,7 @@
 
 Matrices whose output is heads or hidden units are cut along it over `tensor`, and those that lead back along their
 input, so that a pair of them needs one sum over devices (Megatron-LM, arXiv 1909.08053). `fsdp` cuts the other side:
-it saves memory, and XLA gathers what a layer needs. `data` and `context` never cut parameters.
+it saves memory, and XLA gathers what a layer needs. `slices`, `data` and `context` never cut parameters.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
 
 from spatia_jax.errors import InputError
+from spatia_jax.parallel.checks import AXES, BATCH_AXES, check_batch, check_devices
 
 _Axes = tuple[str, ...]
 
@@ -46,6 +47,8 @@ class MeshConfig:
         fsdp: parts of the parameters that a device gathers before it uses them; the batch is cut along it too.
         context: parts of the tokens, and of the autoencoder's frames.
         tensor: parts of heads and hidden units.
+        slices: groups of devices with a slow network between them (TPU slices over DCN, pods of hosts); like `data`,
+            so that only gradients cross it.
 
     Raises:
         InputError: a size below 1.
@@ -55,6 +58,7 @@ class MeshConfig:
     fsdp: int = 1
     context: int = 1
     tensor: int = 1
+    slices: int = 1
 
     def __post_init__(self):
         for name, size in dataclasses.asdict(self).items():
@@ -62,27 +66,36 @@ class MeshConfig:
                 raise InputError(f"mesh.{name} is {size}; it must be at least 1")
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Of the axes, in the order in which the mesh has them."""
+        return {name: getattr(self, name) for name in AXES}
+
+    @property
     def num_devices(self) -> int:
-        return math.prod(dataclasses.astuple(self))
+        return math.prod(self.sizes.values())
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp`, `context`, `tensor`, the last over the nearest devices.
+    """A mesh with the axes `slices`, `data`, `fsdp`, `context`, `tensor`, the last over the nearest devices.
 
     Args:
         config: sizes of the axes; their product is the number of devices.
         devices: all of JAX's by default.
 
     Raises:
-        InputError: the product differs from the number of devices.
+        InputError: the product differs from the number of devices, or these lie in another number of TPU slices.
     """
     devices = jax.devices() if devices is None else devices
-    if config.num_devices != len(devices):
-        sizes = " x ".join(f"{name} {size}" for name, size in dataclasses.asdict(config).items())
-        raise InputError(f"mesh: {sizes} is {config.num_devices} devices; there are {len(devices)}")
-    names = tuple(field.name for field in dataclasses.fields(config))
-    kinds = (AxisType.Auto,) * len(names)
-    return jax.make_mesh(dataclasses.astuple(config), names, kinds, devices=devices)
+    check_devices(config.sizes, len(devices))
+    # Devices of a TPU say their slice. Elsewhere processes are hosts, and a slice is some of them, in their order.
+    found = {getattr(device, "slice_index", 0) for device in devices}
+    if len(found) > 1 and len(found) != config.slices:
+        raise InputError(f"mesh.slices is {config.slices}; the devices lie in {len(found)} slices, so it must be that")
+    ordered = sorted(devices, key=lambda d: (getattr(d, "slice_index", 0), d.process_index))
+    shape = tuple(config.sizes.values())
+    groups = np.split(np.array(ordered), config.slices)
+    within = [jax.make_mesh(shape[1:], AXES[1:], devices=tuple(group)).devices for group in groups]
+    return Mesh(np.stack(within), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def param_specs(abstract_params: Any, config: MeshConfig) -> Any:
@@ -95,13 +108,14 @@ def param_specs(abstract_params: Any, config: MeshConfig) -> Any:
         abstract_params: any pytree of arrays or ShapeDtypeStructs whose paths end like those of our parameters.
         config: sizes of the mesh's axes.
     """
-    sizes = dataclasses.asdict(config)
+    several = {name: size for name, size in config.sizes.items() if size > 1}
 
     def spec(path: tuple, leaf: Any) -> PartitionSpec:
         inputs, outputs = _matrix_axes(jax.tree_util.keystr(path, simple=True, separator="."))
         if leaf.ndim < 2:
             return PartitionSpec(*[None] * leaf.ndim)
-        last = [_dividing(inputs, leaf.shape[-2], sizes), _dividing(outputs, leaf.shape[-1], sizes)]
+        kept = (dividing(*each, several) for each in zip((inputs, outputs), leaf.shape[-2:], strict=True))
+        last = (axes[0] if len(axes) == 1 else axes or None for axes in kept)
         return PartitionSpec(*[None] * (leaf.ndim - 2), *last)
 
     return jax.tree_util.tree_map_with_path(spec, abstract_params)
@@ -113,18 +127,32 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def on_every_device(tree: Any) -> Any:
-    """For use under jit: the same arrays, whole on every device of the mesh in use (`jax.set_mesh`), if any."""
-    return tree if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(tree, PartitionSpec())
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for each array of a train state, for `jit`, `device_put` and checkpoints alike.
+
+    Every copy of a parameter (moving average, moments of the optimizer, accumulated gradients, a LoRA and its own)
+    lies as the parameter itself, since their paths end alike; steps, counts and random keys are on every device.
+
+    Args:
+        abstract_state: a pytree of arrays or ShapeDtypeStructs, as of `jax.eval_shape`.
+        mesh: one of `make_mesh`.
+    """
+    return param_shardings(abstract_state, mesh)
 
 
-def split_frames(frames: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    """For use under jit: columns or else rows, whichever divide, over the axis `context` of the mesh in use, if any."""
-    size = dict(jax.sharding.get_abstract_mesh().shape).get("context", 1)
-    axis = next((axis for axis in (3, 2) if frames.shape[axis] % size == 0), None)
-    if size == 1 or axis is None:
-        return frames
-    return jax.lax.with_sharding_constraint(frames, PartitionSpec(*[None] * axis, "context"))
+def batch_shardings(abstract_batch: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for each array of a batch: its leading axis over `slices`, `data` and `fsdp`, the rest whole.
+
+    Args:
+        abstract_batch: a pytree of arrays or ShapeDtypeStructs [b, ...], b the batch of all hosts together.
+        mesh: one of `make_mesh`.
+
+    Raises:
+        InputError: the batch does not divide.
+    """
+    for leaf in jax.tree.leaves(abstract_batch):
+        check_batch(leaf.shape[0], mesh.shape)
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(BATCH_AXES)), abstract_batch)
 
 
 def _matrix_axes(path: str) -> tuple[_Axes, _Axes]:
@@ -137,10 +165,10 @@ def _matrix_axes(path: str) -> tuple[_Axes, _Axes]:
     return next(((i, o) for pattern, i, o in _TABLES if re.search(rf"{pattern}$", f"{layer}.{name}")), ((), ()))
 
 
-def _dividing(axes: _Axes, length: int, sizes: dict[str, int]) -> str | _Axes | None:
-    """As many of `axes`, in order, as divide `length` together."""
+def dividing(axes: _Axes, length: int, sizes: Mapping[str, int]) -> _Axes:
+    """As many of `axes`, in order, as the mesh has and divide `length` together."""
     kept: _Axes = ()
     for axis in axes:
-        if sizes[axis] > 1 and length % math.prod(sizes[name] for name in (*kept, axis)) == 0:
+        if axis in sizes and length % math.prod(sizes[name] for name in (*kept, axis)) == 0:
             kept = (*kept, axis)
-    return kept[0] if len(kept) == 1 else kept or None
+    return kept

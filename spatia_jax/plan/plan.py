@@ -132,7 +132,7 @@ def abstract_weights(model: Model, dtype: WeightsDtype) -> Params:
 
 def shares(params: Params, mesh: MeshConfig) -> Params:
     """For each array, its shape on one device."""
-    abstract = AbstractMesh(dataclasses.astuple(mesh), tuple(field.name for field in dataclasses.fields(mesh)))
+    abstract = AbstractMesh(tuple(mesh.sizes.values()), tuple(mesh.sizes))
 
     def share(spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return _shape(NamedSharding(abstract, spec).shard_shape(leaf.shape), leaf.dtype)
@@ -235,7 +235,7 @@ def _stage(
     setting: Setting, name: str, piece: Any, params: Params, *arguments: Any, beside: Any = (), **static: Any
 ) -> Stage:
     """A stage that runs `piece(model, params, *arguments)`, while other arrays lie `beside`."""
-    mine = shares(params, setting.mesh)
+    mine, transformer = shares(params, setting.mesh), setting.config.transformer
     sharded = jax.tree.map(lambda whole, share: whole.shape != share.shape, params, mine)
     function = functools.partial(piece, _model(setting.config), **static)
     inputs = (params, *arguments) if params else arguments
@@ -243,7 +243,7 @@ def _stage(
     made = peak_bytes(
         function, *inputs,
         platform=setting.platform,
-        fused=("attention",) if is_fused(setting.platform, setting.config.transformer.dtype) else (),
+        fused=("attention",) if is_fused(setting.platform, transformer.dtype, transformer.head_dim) else (),
         sharded=flags,
     )  # fmt: skip
     return Stage(name, nbytes(mine, arguments, beside), made)

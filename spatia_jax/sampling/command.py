@@ -23,7 +23,7 @@ from spatia_jax.io.atomic import atomic_write, recover_directory
 from spatia_jax.io.manifest import sha256, write_manifest
 from spatia_jax.io.progress import RolloutProgress
 from spatia_jax.model import Model, Params
-from spatia_jax.parallel import MeshConfig, make_mesh, param_shardings
+from spatia_jax.parallel import MeshConfig, check_mesh, make_mesh, param_shardings
 from spatia_jax.plan import device_memory, nbytes, plan, require_fit
 from spatia_jax.sampling import compiled
 from spatia_jax.sampling import inputs as door
@@ -119,6 +119,13 @@ def run(args: SampleArgs) -> None:
     if args.mesh.num_devices == 1:
         _run(args, None)
     else:
+        network = args.experiment.transformer
+        check_mesh(
+            args.mesh.sizes,
+            devices=jax.device_count(),
+            heads=network.num_heads,
+            sequence_parallel=network.sequence_parallel,
+        )
         mesh = make_mesh(args.mesh)
         with jax.set_mesh(mesh):
             _run(args, mesh)

@@ -3,7 +3,7 @@
 from spatia_jax.splat.fragments import Fragments, rasterize, shade
 from spatia_jax.splat.projection import SplatConfig, disc_radius2, project
 from spatia_jax.splat.render import Projection, render
-from spatia_jax.splat.sharded import render_sharded
+from spatia_jax.splat.sharded import render_in_parts, render_sharded
 
 __all__ = [
     "Fragments",
@@ -13,6 +13,7 @@ __all__ = [
     "project",
     "rasterize",
     "render",
+    "render_in_parts",
     "render_sharded",
     "shade",
 ]

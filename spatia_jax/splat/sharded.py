@@ -56,6 +56,31 @@ def render_sharded(
     return run(positions, features, valid, cameras)
 
 
+def render_in_parts(
+    positions: Float[Array, "n 3"],
+    features: Float[Array, "n c"],
+    valid: Bool[Array, " n"],
+    cameras: Cameras,
+    *,
+    height: int,
+    width: int,
+    config: SplatConfig,
+) -> Projection:
+    """`render`, for use under jit: every device of the mesh in use (`jax.set_mesh`) renders its share of the views.
+
+    The kernel that renders is one device's: XLA could not cut it. Without a mesh this is `render`.
+    """
+    each = partial(render, height=height, width=width, config=config)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or mesh.manual_axes:
+        return each(positions, features, valid, cameras)
+    count, everywhere, parts = len(cameras), PartitionSpec(), PartitionSpec(mesh.axis_names)
+    shares = cameras[jnp.minimum(jnp.arange(-(-count // mesh.size) * mesh.size), count - 1)]
+    specs = (everywhere, everywhere, everywhere, parts)
+    run = jax.shard_map(each, in_specs=specs, out_specs=parts, check_vma=False)
+    return jax.tree.map(lambda leaf: leaf[:count], run(positions, features, valid, shares))
+
+
 def _render_part(
     positions, features, valid, cameras: Cameras, *, axis: str, height: int, width: int, config: SplatConfig
 ) -> Projection:

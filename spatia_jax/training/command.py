@@ -13,23 +13,25 @@ import numpy as np
 import tyro
 
 from spatia_jax.config import Experiment, load_experiment
-from spatia_jax.data import open_sequences
+from spatia_jax.data import Together, open_sequences
 from spatia_jax.errors import InputError, exit_status
 from spatia_jax.model import Model, Params
 from spatia_jax.models.motion import MotionNetworkConfig
-from spatia_jax.parallel import use_all_cores
+from spatia_jax.parallel import distributed, use_all_cores
 from spatia_jax.text import Tokenizer, train_tokenizer
 from spatia_jax.training import principal
-from spatia_jax.training.examples import KINDS, build_examples, example_batches
-from spatia_jax.training.generator import GeneratorObjective
+from spatia_jax.training.checkpoints import gathered
 from spatia_jax.training.latents import normalize_latents
 from spatia_jax.training.loop import fit
 from spatia_jax.training.motion import build_motion, motion_batches
 from spatia_jax.training.objectives import AutoencoderObjective, DepthObjective, InpainterObjective, MotionObjective
+from spatia_jax.training.paper_stages import check_stage, train_stage
 from spatia_jax.training.sources import crop_batches, depth_batches
 from spatia_jax.training.views import build_views, view_batches
-from spatia_jax.weights.bundle import load_network
+from spatia_jax.weights.bundle import load_network, weights_folder
 from spatia_jax.weights.store import save_params
+
+Part = Literal["autoencoder", "depth", "inpainter", "motion", "stage1", "stage2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +43,24 @@ class TrainArgs:
             needs the autoencoder (and the inpainter, if the config has one), stage2 (history and references) continues
             stage1.
         output: a folder for everything: checkpoints, metrics, trained weights.
-        data: a prepared data set of posed sequences; without one the procedural world is rendered to `output/data`.
+        data: data sets of posed sequences (docs/data.md); by default the procedural world, rendered to `output/data`.
+        data_weights: of several data sets, the shares of the batches of stage1 and stage2; by default as they are long.
+        start: a folder of weights, e.g. the released ones: stage1 and stage2 start from what it has, where
+            `output/weights` has nothing yet.
         experiment: any of its fields can be set.
     """
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    part: Literal["autoencoder", "depth", "inpainter", "motion", "stage1", "stage2"] = "autoencoder"
+    part: Part = "autoencoder"
     output: Path = Path("runs/tiny")
-    data: Path | None = None
+    data: tuple[Path, ...] = ()
+    data_weights: tuple[float, ...] = ()
+    start: Path | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; bad input is one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
-    use_all_cores()
     return exit_status(lambda: train(parse_args(argv)))
 
 
@@ -68,14 +74,40 @@ def parse_args(argv: list[str]) -> TrainArgs:
 
 def train(args: TrainArgs) -> None:
     """Trains the asked part and writes its parameters (the moving average) to `output/weights`."""
+    if not distributed.initialize():
+        use_all_cores()
     model, weights = Model(args.experiment), args.output / "weights"
     if args.part == "autoencoder" and args.experiment.training.autoencoder_start == "principal":
         principal.check(args.experiment.autoencoder)
-    source = open_sequences(args.experiment.procedural, args.data or args.output / "data")
-    params = _TRAINERS[args.part](model, source, args.output, weights)
+    if args.start is not None:
+        weights_folder(args.experiment.name, args.start)
+    if args.part in ("stage1", "stage2"):
+        check_stage(model, args.part, args.output, args.start)
+    folders = args.data or (args.output / "data",)
+    if args.data_weights and (len(args.data_weights) != len(folders) or min(args.data_weights) <= 0):
+        raise InputError(
+            f"--data-weights {args.data_weights}: expected {len(folders)}, above 0, one for each of --data"
+        )
+
+    def open_all(split: str) -> list[Source[dict]]:
+        return [open_sequences(args.experiment.procedural, folder, split) for folder in folders]
+
+    source = Together(distributed.first_alone(lambda: open_all("train")), args.data_weights)
+    if args.part in ("stage1", "stage2"):
+        tokenizer = distributed.first_alone(lambda: _tokenizer(model, source, weights, args.start))
+        params = train_stage(
+            model, args.part, source, tokenizer, args.output, args.start,
+            lambda: Together(open_all("validation"), args.data_weights),
+        )  # fmt: skip
+    elif jax.process_count() > 1:
+        raise InputError(f"--part {args.part} is trained on one host; stage1 and stage2 on any number")
+    else:
+        params = _TRAINERS[args.part](model, source, args.output, weights)
     for name, value in params.items():
-        save_params(weights / f"{name}.safetensors", value)
-        print(f"wrote {weights / name}.safetensors")
+        whole = gathered(value)
+        if jax.process_index() == 0:
+            save_params(weights / f"{name}.safetensors", whole)
+            print(f"wrote {weights / name}.safetensors")
 
 
 def _train_autoencoder(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
@@ -94,7 +126,12 @@ def _train_autoencoder(model: Model, source: Source[dict], output: Path, weights
         source, frames=clip.continuing_frames, crop=training.crop, batch_size=config.batch_size, seed=config.seed
     )
     state = fit(
-        AutoencoderObjective(model, freeze_encoder=linear), config, batches, output / "autoencoder", start=start
+        AutoencoderObjective(model, freeze_encoder=linear),
+        config,
+        batches,
+        output / "autoencoder",
+        mesh=training.mesh,
+        start=start,
     )
     return {"autoencoder": normalize_latents(model, state.ema, sample)}
 
@@ -123,34 +160,14 @@ def _train_motion(model: Model, source: Source[dict], output: Path, weights: Pat
     return {"motion": fit(MotionObjective(tracked), training.motion, batches, output / "motion").ema}
 
 
-def _train_stage1(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
-    return _train_generator(model, source, output, weights, "stage1", opening_share=1.0, start=None)
-
-
-def _train_stage2(model: Model, source: Source[dict], output: Path, weights: Path) -> dict[str, Params]:
-    start = _load(model, weights, "transformer", "text_encoder")
-    share = model.config.training.opening_share
-    return _train_generator(model, source, output, weights, "stage2", opening_share=share, start=start)
-
-
-def _train_generator(model, source, output, weights, stage: str, *, opening_share: float, start) -> dict[str, Params]:
-    config = getattr(model.config.training, stage)
-    tokenizer = _tokenizer(model, source, weights)
-    frozen = _load(model, weights, "autoencoder", *(["inpainter"] if model.config.inpainter else []))
-    for kind in KINDS if opening_share < 1.0 else ("opening",):
-        build_examples(model, frozen, source, tokenizer, output / "examples", kind)
-    batches = example_batches(
-        output / "examples", tokenizer, model.config.clip.text_length,
-        batch_size=config.batch_size, seed=config.seed, opening_share=opening_share,
-    )  # fmt: skip
-    return fit(GeneratorObjective(model), config, batches, output / stage, start=start).ema
-
-
 def _load(model: Model, weights: Path, *names: str) -> dict[str, Params]:
     return {name: load_network(model, weights, name) for name in names}
 
 
-def _tokenizer(model: Model, source: Source[dict], weights: Path) -> Tokenizer:
+def _tokenizer(model: Model, source: Source[dict], weights: Path, start: Path | None) -> Tokenizer:
+    """That of the weights there are, or one made for the captions."""
+    if start is not None and not (weights / "tokenizer.json").exists():
+        return Tokenizer.load(start)
     path = weights / "tokenizer.json"
     if not path.exists():
         captions = [source[i]["caption"] for i in range(len(source))]
@@ -163,6 +180,4 @@ _TRAINERS = {
     "depth": _train_depth,
     "inpainter": _train_inpainter,
     "motion": _train_motion,
-    "stage1": _train_stage1,
-    "stage2": _train_stage2,
 }

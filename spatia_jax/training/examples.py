@@ -11,53 +11,81 @@ from collections.abc import Sequence as Source
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from spatia_jax.cameras import Cameras
-from spatia_jax.data.conditioning import ConditioningConfig, Sequence, condition
+from spatia_jax.data.conditioning import Cut, Example, Sequence, condition, cut
+from spatia_jax.data.pipeline import shuffled
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_signed
 from spatia_jax.stages import encode_control, encode_references
 from spatia_jax.text import Tokenizer
+from spatia_jax.training.batches import Batches
 
 KINDS = ("opening", "continuing")
 
 
 def as_sequence(record: dict) -> Sequence:
-    """A record of the procedural data set as a pytree."""
-    cameras = Cameras(jnp.asarray(record["cam_from_world"]), jnp.asarray(record["intrinsics"]))
-    return Sequence(record["frames"], record["depth"].astype(np.float32), record["moving"], cameras)
+    """A record of a data set (`data.open_sequences`) as a pytree."""
+    cameras = Cameras(record["cam_from_world"], record["intrinsics"])
+    overlap = record["overlap"].astype(np.float32) if "overlap" in record else None
+    return Sequence(record["frames"], record["depth"].astype(np.float32), record["moving"], cameras, overlap)
+
+
+def cut_clip(model: Model, sequence: Sequence, start: Array | int, kind: str) -> Cut:
+    """The clip of `kind` whose first new frame is `start`."""
+    clip, opening = model.config.clip, kind == "opening"
+    return cut(
+        sequence, start,
+        num_history=1 if opening else clip.history_frames,
+        num_new=clip.opening_frames - 1 if opening else clip.new_frames,
+        map_stride=model.config.training.conditioning.map_stride,
+        opening=opening,
+    )  # fmt: skip
+
+
+def render_clip(model: Model, given: Cut, key: Array) -> Example:
+    """Projection and references of a clip, as sampling would have them."""
+    config = model.config
+    return condition(
+        given, key,
+        num_references=config.clip.references,
+        target_stride=config.clip.target_stride,
+        config=config.training.conditioning,
+        memory_config=config.memory,
+        splat_config=config.splat,
+    )  # fmt: skip
 
 
 def make_encoder(model: Model, kind: str) -> Callable:
     """`encode(params, sequence, start, key) -> dict of latents` of one example; jitted."""
-    clip, opening = model.config.clip, kind == "opening"
 
     def encode(params: Params, sequence: Sequence, start, key) -> dict[str, jax.Array]:
-        example = condition(
-            sequence, start, key,
-            num_history=1 if opening else clip.history_frames,
-            num_new=clip.opening_frames - 1 if opening else clip.new_frames,
-            num_references=0 if opening else clip.references,
-            target_stride=clip.target_stride,
-            config=ConditioningConfig(),
-            memory_config=model.config.memory,
-            splat_config=model.config.splat,
-        )  # fmt: skip
+        example = render_clip(model, cut_clip(model, sequence, start, kind), key)
         latents = {
             "video": model.encode(params, to_signed(example.video)[None])[0],
             "control": encode_control(model, params, example.projection, example.point_map, example.cameras)[0],
         }
-        if not opening:
+        if kind != "opening":
             latents["references"] = encode_references(model, params, example.references)[0]
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float16), latents)
 
     return jax.jit(encode)
+
+
+def require_size(source: Source[dict], clip) -> None:
+    """InputError unless the pictures of a data set are of the size of the config's clips."""
+    height, width = source[0]["frames"].shape[1:3]
+    if (height, width) != (clip.height, clip.width):
+        raise InputError(
+            f"the data set has frames of {width}x{height}, the config clips of {clip.width}x{clip.height}; prepare it "
+            f"with --width {clip.width} --height {clip.height}, or set --clip.width {width} --clip.height {height}"
+        )
 
 
 def start_of(kind: str, index: int, num_frames: int, clip) -> int:
@@ -128,17 +156,55 @@ class Rows:
 
 def example_batches(
     directory: Path, tokenizer: Tokenizer, text_length: int, *, batch_size: int, seed: int, opening_share: float
-) -> grain.MapDataset:
-    """Endless batches, each of one kind; a share of `opening_share` of them are opening clips."""
+) -> Batches:
+    """Endless batches of cached latents, each of one kind; a share of `opening_share` of them are opening clips."""
+    empty = empty_prompt(tokenizer, text_length)
+    rows = {kind: Rows(load_examples(directory, kind), empty) for kind in kinds_of(opening_share)}
+    return mixed(rows, batch_size, seed, opening_share)
+
+
+def clip_batches(
+    model: Model, source: Source[dict], tokenizer: Tokenizer, *, batch_size: int, seed: int, opening_share: float
+) -> Batches:
+    """Endless batches of raw clips, for a train step that renders and encodes them itself; else as above.
+
+    A row is `{"clip": Cut, ids, mask [l], empty_ids, empty_mask [l]}`.
+    """
+    rows = {kind: Clips(model, source, tokenizer, kind) for kind in kinds_of(opening_share)}
+    return mixed(rows, batch_size, seed, opening_share)
+
+
+class Clips:
+    """Random access to clips of one kind, cut out of posed RGB-D sequences."""
+
+    def __init__(self, model: Model, source: Source[dict], tokenizer: Tokenizer, kind: str):
+        self.model, self.source, self.tokenizer, self.kind = model, source, tokenizer, kind
+        self.empty = empty_prompt(tokenizer, model.config.clip.text_length)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.source[index]
+        start = start_of(self.kind, index, len(record["frames"]), self.model.config.clip)
+        ids, mask = self.tokenizer.encode([record["caption"]], self.model.config.clip.text_length)
+        clip = cut_clip(self.model, as_sequence(record), start, self.kind)
+        return {"clip": clip, "ids": ids[0], "mask": mask[0], **self.empty}
+
+
+def empty_prompt(tokenizer: Tokenizer, text_length: int) -> dict[str, np.ndarray]:
+    """What a dropped caption is replaced by."""
     ids, mask = tokenizer.encode([""], text_length)
-    empty = {"empty_ids": ids[0], "empty_mask": mask[0]}
+    return {"empty_ids": ids[0], "empty_mask": mask[0]}
 
-    def batches(kind: str) -> grain.MapDataset:
-        rows = grain.MapDataset.source(Rows(load_examples(directory, kind), empty))
-        return rows.seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
 
-    if opening_share >= 1.0:
-        return batches("opening")
-    return grain.MapDataset.mix(
-        [batches("opening"), batches("continuing")], weights=[opening_share, 1.0 - opening_share]
-    )
+def kinds_of(opening_share: float) -> tuple[str, ...]:
+    """The kinds of clips of which there are any."""
+    return tuple(kind for kind in KINDS if (opening_share if kind == "opening" else 1 - opening_share) > 0)
+
+
+def mixed(rows: dict[str, Any], batch_size: int, seed: int, opening_share: float) -> Batches:
+    """Endless batches of rows by kind."""
+    shares = {"opening": opening_share, "continuing": 1.0 - opening_share}
+    endless = tuple(shuffled(source, seed) for source in rows.values())
+    return Batches(endless, batch_size, tuple(shares[kind] for kind in rows))

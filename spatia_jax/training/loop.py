@@ -6,84 +6,54 @@ whole data and PRNG position: a resumed run continues with the same bits as one 
 
 from __future__ import annotations
 
-import json
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from jaxtyping import Array
-from tensorboardX import SummaryWriter
 
-from spatia_jax.errors import InputError
-from spatia_jax.parallel import data_mesh, replicated, split_batch
-from spatia_jax.training.state import OptimizerConfig, Params, TrainState
+from spatia_jax.parallel import MeshConfig, state_shardings
+from spatia_jax.training.batches import Batches, part_of_this_host, to_devices, training_mesh
+from spatia_jax.training.checkpoints import Checkpoints
+from spatia_jax.training.log import Log, StepCost
+from spatia_jax.training.options import FitConfig
+from spatia_jax.training.state import Params, TrainState
+from spatia_jax.training.step import Objective, compile_train_step, initial_state
+from spatia_jax.training.stop import STATUS, StopSignal
 
-
-class Objective(Protocol):
-    """What is trained: how parameters start, and what is small when they are good."""
-
-    def init(self, key: Array) -> Params: ...
-
-    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, Mapping[str, Array]]: ...
+_TRAIN, _HELD_OUT = 1, 2  # purposes folded into a run's key
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """How long and how to train."""
+class Watch:
+    """What is looked at beside the loss.
 
-    steps: int = 1000
-    batch_size: int = 8
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 200
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"fit.{name} is {getattr(self, name)}; it must be at least 1")
-
-
-def make_train_step(objective: Objective, config: FitConfig, mesh: Mesh) -> Callable:
-    """`train_step(state, batch, key) -> state, metrics`: pure, jitted, the old state's memory is reused.
-
-    The batch is split over `mesh`, the state is on every device; XLA adds the sum of the gradients.
+    Attributes:
+        validation: held-out batches; the first `config.evaluate_batches` are used, with the same noise each time.
+        sample: all networks to a video ([t, h, w, 3] uint8); fps: of it.
+        cost: of a step, for tokens a second and MFU.
     """
-    optimizer = config.optimizer.build(config.steps)
 
-    def train_step(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
-        step_key = jax.random.fold_in(key, state.step)
-        (loss, metrics), gradients = jax.value_and_grad(objective.loss, has_aux=True)(state.params, batch, step_key)
-        norm = jax.numpy.sqrt(sum(jax.numpy.vdot(g, g).real for g in jax.tree.leaves(gradients)))
-        state = state.apply(gradients, optimizer, config.optimizer.ema_decay)
-        return state, {"loss": loss, "gradient_norm": norm, **metrics}
-
-    everywhere = replicated(mesh)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(everywhere, everywhere))
-
-
-def initial_state(objective: Objective, config: FitConfig, start: Params | None = None) -> TrainState:
-    """The state at step 0, from scratch or from given parameters."""
-    params = jax.jit(objective.init)(jax.random.key(config.seed)) if start is None else start
-    return TrainState.create(params, config.optimizer.build(config.steps))
+    validation: Batches | None = None
+    sample: Callable[[Params], np.ndarray] | None = None
+    fps: int = 12
+    cost: StepCost | None = None
 
 
 def fit(
     objective: Objective,
     config: FitConfig,
-    batches: grain.MapDataset,
+    batches: Batches,
     directory: Path,
     *,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     start: Params | None = None,
+    frozen: Params | None = None,
+    watch: Watch = Watch(),
     say: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains to `config.steps` steps, resuming from the last complete checkpoint in `directory` if there is one.
@@ -94,9 +64,12 @@ def fit(
     Args:
         objective: what to train.
         config: how.
-        batches: endless; element i is the batch of step i.
-        directory: gets `checkpoints/`, `metrics.jsonl` and TensorBoard files.
-        start: parameters to start from instead of `objective.init`.
+        batches: endless; batch i is that of step i.
+        directory: gets `checkpoints/`, `metrics.jsonl`, TensorBoard files, samples and profiles.
+        mesh: of devices; see `batches.training_mesh`.
+        start: networks to start from instead of `objective.init`.
+        frozen: further networks that the objective uses.
+        watch: what else to look at.
         say: where progress lines go.
 
     Returns:
@@ -106,115 +79,84 @@ def fit(
         FloatingPointError: loss or gradient are not finite; names the last checkpoint.
         SystemExit: after SIGTERM.
     """
+    say = say if jax.process_index() == 0 else _silence
     directory.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager:
-        mesh = data_mesh(config.batch_size)
-        state = jax.device_put(_restore_or_start(manager, objective, config, start, say), replicated(mesh))
-        train_step = make_train_step(objective, config, mesh)
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        first = int(state.step)
-        if first >= config.steps:
+    devices = training_mesh(mesh, config.batch_size // config.accumulate)
+    keys = [jax.random.fold_in(jax.random.key(config.seed), purpose) for purpose in (_TRAIN, _HELD_OUT)]
+    with Checkpoints(directory / "checkpoints", config, say) as checkpoints, jax.set_mesh(devices):
+        state = initial_state(objective, config, devices, start, frozen)
+        shardings = state_shardings(state, devices)
+        if (latest := checkpoints.latest) is not None:
+            say(f"resuming from step {latest}")
+            state = checkpoints.restore(latest, state, shardings)
+        if state.step >= config.steps:
             return state
-        iterator = iter(batches[first:].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
-        with _Log(directory, config, say, manager.latest_step) as log, _StopSignal() as stop:
-            for step in range(first, config.steps):
-                batch = split_batch(log.waited_for(iterator), mesh)
-                state, metrics = train_step(state, batch, key)
+        train_step = compile_train_step(objective, config, shardings, devices)
+        held_out = _held_out_loss(objective, config, watch.validation, devices, keys[1])
+        rows = _read(batches, int(state.step), config, devices)
+        log = Log(directory, config, say, lambda: checkpoints.latest, watch.cost)
+        with log, StopSignal() as stop:
+            for step in range(int(state.step), config.steps):
+                log.profile(step)
+                batch = to_devices(log.waited_for(rows), devices)
+                state, metrics = train_step(state, batch, keys[0])
                 log(step, metrics)
-                if (step + 1) % config.save_every == 0 or step + 1 == config.steps or stop.asked:
-                    log.check_finite()
-                    manager.save(step + 1, args=ocp.args.StandardSave(state))
-                if stop.asked:
-                    manager.wait_until_finished()
+                stopping = stop.asked(step)
+                with log.paused():
+                    _look_and_save(state, step + 1, config, checkpoints, log, held_out, watch, stopping)
+                if stopping:
+                    checkpoints.wait()
                     say(f"SIGTERM: saved step {step + 1} in {directory}; the same command goes on from there")
-                    raise SystemExit(128 + signal.SIGTERM)
-        manager.wait_until_finished()
+                    raise SystemExit(STATUS)
+        checkpoints.wait()
     return state
 
 
-def _restore_or_start(manager, objective, config, start, say) -> TrainState:
-    latest = manager.latest_step()
-    if latest is None:
-        return initial_state(objective, config, start)
-    say(f"resuming from step {latest}")
-    abstract = jax.eval_shape(lambda: initial_state(objective, config, start))
-    return manager.restore(latest, args=ocp.args.StandardRestore(abstract))
+def _read(batches: Batches, first: int, config: FitConfig, devices: Mesh) -> Iterator:
+    """This host's rows of every batch from number `first` on."""
+    rows = batches.part(part_of_this_host(devices, config.batch_size))
+    reading = grain.ReadOptions(num_threads=config.readers, prefetch_buffer_size=max(4, 2 * config.readers))
+    return iter(rows[first:].to_iter_dataset(reading))
 
 
-class _StopSignal:
-    """Notices SIGTERM instead of dying of it; outside the main thread, where Python allows no handler, it does not."""
+def _look_and_save(
+    state: TrainState,
+    done: int,
+    config: FitConfig,
+    checkpoints: Checkpoints,
+    log: Log,
+    held_out: Callable[[TrainState], float] | None,
+    watch: Watch,
+    stopping: bool,
+) -> None:
+    """What is due after `done` steps: held-out loss, checkpoint, sample video."""
+    saving = _due(done, config.save_every) or done == config.steps or stopping
+    loss = None
+    if held_out and (saving or _due(done, config.evaluate_every)):
+        log.held_out(done, loss := held_out(state))
+    if saving:
+        log.check_finite()
+        checkpoints.save(state, done, loss)
+    if watch.sample and _due(done, config.sample_every):
+        log.video(done, watch.sample(state.evaluated), watch.fps)
 
-    def __init__(self):
-        self.asked, self.before = False, None
 
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def _ask(self, *_):
-        self.asked = True
-
-    def __exit__(self, *_):
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+def _held_out_loss(
+    objective: Objective, config: FitConfig, validation: Batches | None, devices: Mesh, key: Array
+) -> Callable[[TrainState], float] | None:
+    """The mean loss of the average parameters over held-out batches, the same ones with the same noise each time."""
+    if validation is None or not config.evaluate_every:
+        return None
+    keys = jax.random.split(key, validation.size)
+    rows = validation.part(part_of_this_host(devices, validation.size))
+    fixed = [to_devices(rows[i], devices) for i in range(config.evaluate_batches)]
+    loss = jax.jit(lambda state, batch: objective.loss(state.evaluated, batch, keys)[0])
+    return lambda state: float(np.mean([float(loss(state, batch)) for batch in fixed]))
 
 
-class _Log:
-    """Console, JSON lines and TensorBoard; metrics stay on the device until they are due."""
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
 
-    def __init__(self, directory: Path, config: FitConfig, say: Callable[[str], None], last_saved: Callable):
-        self.directory, self.config, self.say, self.last_saved = directory, config, say, last_saved
-        self.file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self.board = SummaryWriter(str(directory / "tensorboard"))
-        self.pending: list[dict] = []
-        self.since, self.waited = time.perf_counter(), 0.0
-        self.unchecked: list[tuple[int, Array, Array]] = []
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-        self.board.close()
-
-    def waited_for(self, iterator: Iterator) -> Any:
-        """The next batch; the time that it takes to come is counted."""
-        began = time.perf_counter()
-        batch = next(iterator)
-        self.waited += time.perf_counter() - began
-        return batch
-
-    def check_finite(self) -> None:
-        """Raises FloatingPointError if a loss, or a gradient, since the last check is not finite."""
-        for step, loss, norm in self.unchecked:
-            if not np.isfinite(float(loss) + float(norm)):
-                last = self.last_saved()
-                kept = "there is no checkpoint" if last is None else f"step {last} is the last good checkpoint"
-                raise FloatingPointError(
-                    f"step {step + 1}: loss {float(loss)}, gradient {float(norm)}; {kept} in {self.directory}"
-                )
-        self.unchecked = []
-
-    def __call__(self, step: int, metrics: dict[str, Array]) -> None:
-        self.pending.append(metrics)
-        self.unchecked.append((step, metrics["loss"], metrics["gradient_norm"]))
-        if (step + 1) % self.config.log_every and step + 1 != self.config.steps:
-            return
-        self.check_finite()
-        means = {name: float(np.mean([float(m[name]) for m in self.pending if name in m])) for name in metrics}
-        seconds = (time.perf_counter() - self.since) / len(self.pending)
-        waited = self.waited / len(self.pending)
-        self.since, self.waited, self.pending = time.perf_counter(), 0.0, []
-        speed = {"seconds_per_step": seconds, "data_wait_seconds": waited}
-        self.file.write(json.dumps({"step": step + 1, **speed, **means}) + "\n")
-        self.file.flush()
-        for name, value in {**means, **speed}.items():
-            self.board.add_scalar(name, value, step + 1)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-        examples = self.config.batch_size / seconds
-        self.say(
-            f"step {step + 1}/{self.config.steps}  {shown}  {seconds:.2f} s/step  {examples:.3g} examples/s  "
-            f"data {waited:.2f} s"
-        )
+def _silence(line: str) -> None:
+    pass

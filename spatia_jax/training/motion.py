@@ -14,7 +14,6 @@ from collections.abc import Sequence as Source
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import jaxlie
@@ -25,12 +24,14 @@ from spatia_jax import map_stage, mapper, stages
 from spatia_jax.cameras import Cameras
 from spatia_jax.cameras.drift import perturb
 from spatia_jax.data.conditioning import Sequence
+from spatia_jax.data.pipeline import shuffled
 from spatia_jax.errors import InputError
 from spatia_jax.io.atomic import atomic_write
 from spatia_jax.mapper.motion_cues import Cues
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_signed, to_unit
 from spatia_jax.state import ClipRequest, World
+from spatia_jax.training.batches import Batches
 from spatia_jax.training.examples import Rows, as_sequence, load_examples
 from spatia_jax.world import estimate_view_depth, new_world, observe
 
@@ -138,7 +139,6 @@ def build_motion(
         say(f"motion: {end}/{count} scenes")
 
 
-def motion_batches(directory: Path, *, batch_size: int, seed: int) -> grain.MapDataset:
+def motion_batches(directory: Path, *, batch_size: int, seed: int) -> Batches:
     """Endless batches of packed keyframes."""
-    rows = grain.MapDataset.source(Rows(load_examples(directory, "motion")))
-    return rows.seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
+    return Batches((shuffled(Rows(load_examples(directory, "motion")), seed),), batch_size)

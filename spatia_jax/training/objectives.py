@@ -39,13 +39,14 @@ class AutoencoderObjective:
     def init(self, key: Array) -> Params:
         return self.model.init("autoencoder", key)
 
-    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, params: Params, batch: Any, keys: Array) -> tuple[Array, dict[str, Array]]:
         """`batch["frames"]`: [b, t, h, w, 3] uint8."""
         video = to_signed(batch["frames"])
         if self.freeze_encoder:
             params = params | {name: jax.lax.stop_gradient(params[name]) for name in ("encoder", "to_moments")}
         latents, _ = self.model.encode_moments({"autoencoder": params}, video)
-        noisy = latents + self.noise * jax.random.normal(key, latents.shape, latents.dtype)
+        noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:], latents.dtype))(keys)
+        noisy = latents + self.noise * noise
         error = self.model.reconstruct({"autoencoder": params}, noisy) - video
         squared = jnp.mean(jnp.square(error))
         edges = jnp.mean(jnp.abs(jnp.diff(error, axis=-2))) + jnp.mean(jnp.abs(jnp.diff(error, axis=-3)))
@@ -63,13 +64,13 @@ class DepthObjective:
     def init(self, key: Array) -> Params:
         return self.model.init("depth", key)
 
-    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
-        """`batch`: frames [b, h, w, 3] uint8, depth [b, h, w] metres."""
-        del key
+    def loss(self, params: Params, batch: Any, keys: Array) -> tuple[Array, dict[str, Array]]:
+        """`batch`: frames [b, h, w, 3] uint8, depth [b, h, w] metres, 0 where unknown."""
+        del keys
         target = batch["depth"].astype(jnp.float32)
-        predicted = self.model.estimate_depth({"depth": params}, to_signed(batch["frames"]))
-        relative = jnp.mean(jnp.abs(predicted - target) / target)
-        return depth_loss(predicted, target, target > 0), {"relative_error": relative}
+        predicted, known = self.model.estimate_depth({"depth": params}, to_signed(batch["frames"])), target > 0
+        relative = jnp.mean(jnp.abs(predicted - target) / jnp.where(known, target, 1.0), where=known)
+        return depth_loss(predicted, target, known), {"relative_error": relative}
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class InpainterObjective:
     def init(self, key: Array) -> Params:
         return self.model.init("inpainter", key)
 
-    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, params: Params, batch: Any, keys: Array) -> tuple[Array, dict[str, Array]]:
         """`batch`: see `training.views.view_batches`."""
-        del key
+        del keys
         maps, views = batch["truth"].shape[:2]
         batch = jax.tree.map(lambda leaf: leaf.reshape(maps * views, *leaf.shape[2:]), batch)
         names = ("color", "coverage", "truth", "panorama")
@@ -130,9 +131,9 @@ class MotionObjective:
     def init(self, key: Array) -> Params:
         return self.model.init("motion", key)
 
-    def loss(self, params: Params, batch: Any, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, params: Params, batch: Any, keys: Array) -> tuple[Array, dict[str, Array]]:
         """`batch`: see `training.motion.pack`."""
-        cues, moving = _vary(*unpack(batch), key)
+        cues, moving = _vary(*unpack(batch), keys)
         odds, truth = self.model.find_motion({"motion": params}, cues), moving.astype(jnp.float32)
         entropy = jnp.mean(jax.nn.softplus(odds) - truth * odds)
         guess = jax.nn.sigmoid(odds)
@@ -147,13 +148,16 @@ def _overlap(guess: Array, truth: Array) -> Array:
     return (both + 1) / (jnp.sum(guess) + jnp.sum(truth) - both + 1)
 
 
-def _vary(cues: Cues, moving: Array, key: Array) -> tuple[Cues, Array]:
+def _vary(cues: Cues, moving: Array, keys: Array) -> tuple[Cues, Array]:
     """Mirrors half of the pictures, and gives each other colours: channels in another order, each with a gain."""
-    flip_key, order_key, gain_key = jax.random.split(key, 3)
-    count = len(moving)
-    orders = jax.vmap(lambda k: jax.random.permutation(k, jnp.eye(3)))(jax.random.split(order_key, count))
-    mixing = orders * jax.random.uniform(gain_key, (count, 1, 3), minval=0.7, maxval=1.1)
-    flips = jax.random.bernoulli(flip_key, 0.5, (count,))
+
+    def draw(key: Array) -> tuple[Array, Array]:
+        flip_key, order_key, gain_key = jax.random.split(key, 3)
+        order = jax.random.permutation(order_key, jnp.eye(3))
+        mixing = order * jax.random.uniform(gain_key, (1, 3), minval=0.7, maxval=1.1)
+        return jax.random.bernoulli(flip_key), mixing
+
+    flips, mixing = jax.vmap(draw)(keys)
 
     def mirrored(images: Array) -> Array:
         return jnp.where(flips.reshape(-1, *(1,) * (images.ndim - 1)), images[:, :, ::-1], images)

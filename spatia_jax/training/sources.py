@@ -1,6 +1,6 @@
 """Batches for the autoencoder and the depth network, cut out of posed RGB-D sequences.
 
-Batch i is a function of i and the seed alone, so the step of a run says which data come next.
+Batch i is a function of i and the seed alone, so the step of a run says which data come next (`data.pipeline`).
 """
 
 from __future__ import annotations
@@ -8,25 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Source
 
-import grain
 import numpy as np
 
+from spatia_jax.data.pipeline import shuffled
 from spatia_jax.errors import InputError
+from spatia_jax.training.batches import Batches
 
 
-def _batches(source: Source[dict], cut: Callable, batch_size: int, seed: int) -> grain.MapDataset:
+def _batches(source: Source[dict], cut: Callable, batch_size: int, seed: int) -> Batches:
     """Endless batches of `cut(record, generator)` over shuffled records."""
-    return (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(cut)
-        .batch(batch_size, drop_remainder=True)
-    )
+    return Batches((shuffled(source, seed).random_map(cut),), batch_size)
 
 
-def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int) -> grain.MapDataset:
+def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: int, seed: int) -> Batches:
     """Batches `{"frames": [b, frames, crop, crop, 3] uint8}` of random cuts in time and space, some mirrored."""
 
     def cut(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -43,7 +37,7 @@ def crop_batches(source: Source[dict], *, frames: int, crop: int, batch_size: in
     return _batches(source, cut, batch_size, seed)
 
 
-def depth_batches(source: Source[dict], *, batch_size: int, seed: int) -> grain.MapDataset:
+def depth_batches(source: Source[dict], *, batch_size: int, seed: int) -> Batches:
     """Batches `{"frames": [b, h, w, 3] uint8, "depth": [b, h, w] metres}` of single frames, some mirrored."""
 
     def cut(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ from jaxtyping import Array, Bool
 
 from spatia_jax import memory
 from spatia_jax.cameras import Cameras
+from spatia_jax.data.pipeline import shuffled
 from spatia_jax.data.procedural import KINDS, render, sample_path, sample_scene
 from spatia_jax.data.procedural.paths import FRAMES_PER_SECOND
 from spatia_jax.io.atomic import atomic_write
@@ -27,6 +27,7 @@ from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_signed, to_unit
 from spatia_jax.pyramid import shrink
 from spatia_jax.stages import look_around
+from spatia_jax.training.batches import Batches
 from spatia_jax.training.examples import Rows, load_examples
 
 _PHOTOS, _VIEWS, _CLIPS = 4, 6, 4  # of a scene: photos, views shown of the map of each; clips of the video
@@ -104,7 +105,7 @@ def build_views(
         say(f"views: {end}/{world.scenes} scenes")
 
 
-def view_batches(directory: Path, *, batch_size: int, seed: int) -> grain.MapDataset:
+def view_batches(directory: Path, *, batch_size: int, seed: int) -> Batches:
     """Endless batches of maps with v views each, some mirrored, all tinted.
 
     Returns:
@@ -121,8 +122,7 @@ def view_batches(directory: Path, *, batch_size: int, seed: int) -> grain.MapDat
         varied["panorama"] = np.concatenate([around, row["panorama"][..., 3:]], axis=-1)
         return mirrored(varied) if rng.integers(2) else varied
 
-    rows = grain.MapDataset.source(Rows(load_examples(directory, "views")))
-    return rows.seed(seed).shuffle().repeat().random_map(vary).batch(batch_size, drop_remainder=True)
+    return Batches((shuffled(Rows(load_examples(directory, "views")), seed).random_map(vary),), batch_size)
 
 
 def mirrored(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -66,9 +66,13 @@ def test_orbax_and_safetensors_give_the_same_bits(micro, whole, mixed, tmp_path)
     np.testing.assert_array_equal(frames(tmp_path / "out"), whole)
 
 
-def test_four_devices_give_the_frames_of_one(micro, whole, mixed, tmp_path):
+@pytest.mark.parametrize(
+    "axes", [("fsdp", "tensor"), pytest.param(("fsdp", "context"), marks=pytest.mark.slow)], ids=" ".join
+)
+def test_four_devices_give_the_frames_of_one(axes, micro, whole, mixed, tmp_path):
     """In a process of its own, since the number of CPU devices is fixed when JAX starts."""
-    options = arguments(micro, mixed, tmp_path / "out", "--mesh.fsdp", 2, "--mesh.tensor", 2)
+    mesh = [option for axis in axes for option in (f"--mesh.{axis}", 2)]
+    options = arguments(micro, mixed, tmp_path / "out", *mesh)
     subprocess.run([sys.executable, "-c", PROGRAM, *options], check=True)
     difference = np.abs(frames(tmp_path / "out") - whole)
     # Products are summed in another order; a byte may fall to the other side.

@@ -65,6 +65,25 @@ def test_merge_leaves_the_base_alone_and_is_differentiable(params, lora):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+def test_beside_the_kernels_it_is_what_it_is_in_them(params, lora):
+    """The same output, and the same gradient of the factors."""
+    small = jax.tree.map(lambda leaf: 0.1 * leaf, lora)
+    rng = np.random.default_rng(0)
+    latents, control = (jnp.asarray(rng.normal(size=(1, 3, 4, 4, c)), jnp.float32) for c in (3, 6))
+    awake = jax.tree.map(lambda leaf: jnp.where(jnp.all(leaf == 0), 0.1, leaf), params)  # the head starts at zero
+    module = nnx.graphdef(nnx.eval_shape(lambda: VideoTransformer(CONFIG, rngs=nnx.Rngs(0))))
+
+    def square(factors, merge_lora):
+        network = nnx.merge(module, awake)
+        times, text = jnp.full((1, 3), 500.0), jnp.ones((1, 5, 7))
+        output = network(latents, times, text, control=control, lora=factors, merge_lora=merge_lora)
+        return jnp.mean(jnp.square(output))
+
+    merged, beside = (jax.jit(jax.value_and_grad(lambda f, m=m: square(f, m)))(small) for m in (True, False))
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(merged[1])) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), beside, merged)
+
+
 def test_round_trip_with_either_spelling(lora):
     official = lora_to_official(lora)
     short = {name.replace(".default", ""): x for name, x in official.items()}

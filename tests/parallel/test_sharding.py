@@ -139,9 +139,9 @@ def test_placement_on_eight_devices():
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
-from spatia_jax.parallel import MeshConfig, make_mesh, param_shardings
+from spatia_jax.parallel import AXES, MeshConfig, make_mesh, param_shardings
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-assert mesh.axis_names == ("data", "fsdp", "context", "tensor")
+assert mesh.axis_names == AXES
 params = {"blocks": {"ffn": {"up": {"kernel": np.arange(96.0).reshape(3, 4, 8), "bias": np.ones((3, 8))}}}}
 placed = jax.device_put(params, param_shardings(params, mesh))
 up = placed["blocks"]["ffn"]["up"]

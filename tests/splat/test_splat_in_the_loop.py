@@ -10,7 +10,7 @@ from configs.micro import experiment
 
 from spatia_jax import stages
 from spatia_jax.cameras import Cameras
-from spatia_jax.data.conditioning import ConditioningConfig, Sequence, condition
+from spatia_jax.data.conditioning import ConditioningConfig, Sequence, condition, cut
 from spatia_jax.model import Model
 from spatia_jax.splat import Projection
 from spatia_jax.world import open_world
@@ -52,8 +52,9 @@ def test_training_examples_do_not_depend_on_the_algorithm():
         shape = 12, config.clip.height, config.clip.width
         frames = jax.random.randint(jax.random.key(0), (*shape, 3), 0, 256).astype(jnp.uint8)
         sequence = Sequence(frames, jnp.full(shape, 2.5), jnp.zeros(shape, bool), views(12))
+        clip = cut(sequence, 6, num_history=3, num_new=4, map_stride=4, opening=False)
         example = condition(
-            sequence, 6, jax.random.key(2), num_history=3, num_new=4, num_references=0, target_stride=2,
+            clip, jax.random.key(2), num_references=2, target_stride=2,
             config=ConditioningConfig(), memory_config=config.memory, splat_config=config.splat,
         )  # fmt: skip
         seen.append(example.projection)
