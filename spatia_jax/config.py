@@ -29,6 +29,7 @@ from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.parallel import MeshConfig
+from spatia_jax.parallel.checks import check_heads
 from spatia_jax.splat import SplatConfig
 from spatia_jax.training.consistency import ConsistencyConfig
 from spatia_jax.training.options import FitConfig
@@ -180,6 +181,8 @@ class Experiment:
                 f"text_encoder.dim ({self.text_encoder.dim}) and transformer.text_dim "
                 f"({self.transformer.text_dim}) must be equal"
             )
+        mesh, network = self.training.mesh, self.transformer
+        check_heads(network.num_heads, mesh.context if network.sequence_parallel == "ulysses" else 1, mesh.tensor)
         pixels = self.clip.height * self.clip.width
         if self.memory.capacity < pixels:
             raise InputError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
+from configs.micro import experiment
 from jax.sharding import AbstractMesh
 
 from spatia_jax.errors import InputError
@@ -41,6 +44,16 @@ def test_what_cannot_run_is_refused(sizes, changes, message):
 def test_what_can_run_is_not(sizes, changes):
     config = MeshConfig(**sizes)
     check_mesh(config.sizes, **(RELEASED | {"devices": config.num_devices} | changes))
+
+
+def test_an_experiment_whose_training_mesh_cannot_run_is_no_config():
+    config = experiment()
+    for mesh, message in (
+        (MeshConfig(context=4), "context is 4, .* one of 1, 2,"),
+        (MeshConfig(tensor=4), "one of 1, 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(config, training=dataclasses.replace(config.training, mesh=mesh))
 
 
 def test_the_door_is_not_the_only_check():
