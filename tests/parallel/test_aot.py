@@ -34,7 +34,7 @@ def for_tpu():
     transformer = dataclasses.replace(config.transformer, dtype="bfloat16", dim=256, num_heads=2, ffn_dim=256)
     stage = dataclasses.replace(config.training.stage1, batch_size=4)
     training = dataclasses.replace(config.training, stage1=stage, stage2=stage)
-    return dataclasses.replace(config, transformer=transformer, training=training)
+    return dataclasses.replace(config, transformer=transformer, training=training, guidance=1.0)
 
 
 @needs_libtpu
@@ -57,6 +57,7 @@ def test_a_denoising_step_for_four_chips(tmp_path):
     assert found["collectives"]["all-gather"]["count"] > 0
 
 
+@pytest.mark.slow
 def test_shapes_are_those_that_sampling_passes_on():
     model = Model(micro())
     arrays = clip_arrays(model, abstract_weights(model, "float32"), opening=False)
@@ -66,6 +67,7 @@ def test_shapes_are_those_that_sampling_passes_on():
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
+@pytest.mark.slow
 def test_a_saved_program_runs_as_the_compiled_one(tmp_path):
     """On the CPU: saved, loaded, and the same bits."""
     model, mesh = Model(micro()), make_mesh(MeshConfig(), jax.devices()[:1])

@@ -16,7 +16,7 @@ import tyro
 
 from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.errors import InputError, exit_status
-from spatia_jax.io.atomic import write_json
+from spatia_jax.io.atomic import atomic_write, write_json
 from spatia_jax.parallel import MeshConfig
 from spatia_jax.parallel.aot.chips import open_slice
 from spatia_jax.parallel.aot.executable import save_executable
@@ -39,6 +39,7 @@ class AotArgs:
         weights_dtype: of kernels and embeddings, in sampling.
         search: try batches, ways of rematerialising and meshes, and print the best that fits.
         json: also write the figures here.
+        text: also write the compiled program here, as XLA prints it: what the times were read from.
         save: also write the executable here, for `load_executable` on such a slice.
     """
 
@@ -50,6 +51,7 @@ class AotArgs:
     weights_dtype: WeightsDtype = "bfloat16"
     search: bool = False
     json: Path | None = None
+    text: Path | None = None
     save: Path | None = None
 
 
@@ -65,6 +67,9 @@ def run(args: AotArgs) -> None:
     print(result.table())
     if args.json is not None:
         write_json(args.json, result.as_json())
+    if args.text is not None and compiled is not None:
+        with atomic_write(args.text) as temporary:
+            temporary.write_text(compiled.as_text() or "", encoding="utf-8")
     if not result.fits:
         raise InputError(f"{result.name} needs {result.peak_bytes:,} bytes of each chip of {args.topology}, which has"
                          f" {result.place.chip.hbm_bytes:,}; --search looks for a way")  # fmt: skip
