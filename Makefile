@@ -6,7 +6,7 @@ DEMO_OUT ?= outputs/demo
 DEMO_ARGS ?= configs/tiny.py --output $(DEMO_OUT) $(if $(wildcard $(DEMO_OUT)/job.json),--resume)
 # Programs compiled by one test run are read back by the next.
 TEST_ENV := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax \
-	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 PYTHONPATH=$(CURDIR)/.venv/aot
 
 .PHONY: help setup demo test test-all lint clean
 
@@ -19,7 +19,8 @@ setup:     ## make .venv and install the locked packages
 demo: setup ## photo + camera path -> a video that leaves a place and comes back
 	@$(PY) sample.py $(DEMO_ARGS)
 
-test: setup ## the tests, without the slow ones and the comparisons with other packages
+test:      ## the tests, without the slow ones and the comparisons with other packages
+	@scripts/setup.sh aot
 	@$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist loadfile tests $(TEST_ARGS)
 
 test-all:  ## every test, with torch, diffusers and transformers as peers

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with the locked packages; a second run costs nothing.  Usage: scripts/setup.sh [parity]
+# Makes .venv with the locked packages; a second run costs nothing.  Usage: scripts/setup.sh [aot|parity]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly open3d_libraries="libusb-1.0-0 libgl1 libegl1 libx11-6 libgomp1"
@@ -56,4 +56,11 @@ if [ "${1:-}" = parity ] && ! stamped .venv/.installed-parity; then
     echo "setup: installing the peers for tests/parity"
     .venv/bin/python -m pip install -qq --disable-pip-version-check -r requirements-parity.txt -c requirements.lock
     stamp .venv/.installed-parity requirements.lock requirements-parity.txt
+fi
+
+# In a folder of its own, which only tests look into: where JAX finds libtpu it asks for a TPU, and complains.
+if [ -n "${1:-}" ] && ! stamped .venv/.installed-aot; then
+    echo "setup: installing libtpu for tests/parallel"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --target .venv/aot --upgrade -r requirements-aot.txt
+    stamp .venv/.installed-aot requirements-aot.txt
 fi

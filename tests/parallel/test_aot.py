@@ -24,7 +24,7 @@ from spatia_jax.parallel.rematerialisation import REMATS
 from spatia_jax.plan.plan import abstract_weights, clip_arrays
 
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -r requirements-dev.txt"
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -r requirements-aot.txt"
 )
 
 
