@@ -7,6 +7,7 @@ main blocks beside everything frozen (stage 2), or the whole transformer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Source
 from pathlib import Path
 from typing import Literal

@@ -2,8 +2,9 @@
 
 Numbers are of Google's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs). HBM is taken as
 decimal GB, which is the stricter reading. The pages give the interconnect of a chip in both directions together; a link
-in one direction is that over twice the ports (6 in a 3D torus, 4 in 2D); that of v4 is an assumption. The clock follows from the peak: products a
-cycle are cores x matrix units x side^2, 131,072 multiplications and additions a cycle a core in v4 and v5.
+in one direction is that over twice the ports (6 in a 3D torus, 4 in 2D); that of v4 is an assumption. The clock
+follows from the peak: products a cycle are cores x matrix units x side^2, 131,072 multiplications and additions a cycle
+a core in v4 and v5.
 """
 
 from __future__ import annotations
