@@ -67,7 +67,7 @@ class StreamConfig:
     loops: int = 2
     loop_gap: int = 12
     loop_overlap: float = 0.5
-    loop_share: float = 0.2
+    loop_share: float = 0.02  # true loops of redkitchen have 0.04 to 0.08 (some 0.006), false ones at most 0.002
     close_every: int = 8
     agreements: int = 2
     view_tolerance: float = 0.05
