@@ -65,6 +65,7 @@ def test_merge_leaves_the_base_alone_and_is_differentiable(params, lora):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+@pytest.mark.slow
 def test_beside_the_kernels_it_is_what_it_is_in_them(params, lora):
     """The same output, and the same gradient of the factors."""
     small = jax.tree.map(lambda leaf: 0.1 * leaf, lora)

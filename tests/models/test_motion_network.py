@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from spatia_jax.mapper.motion_cues import OFFSETS, Cues, motion_cues
 from spatia_jax.model import Model
 from spatia_jax.models.motion import NUM_DIFFERENCES, NUM_SCALARS, MotionNetworkConfig
 from spatia_jax.splat import Projection
-from spatia_jax.training import FitConfig, OptimizerConfig, fit
+from spatia_jax.training import Batches, FitConfig, OptimizerConfig, fit
 from spatia_jax.training.examples import load_examples
 from spatia_jax.training.motion import build_motion, motion_batches, pack, unpack
 from spatia_jax.training.objectives import MotionObjective
@@ -101,18 +102,14 @@ def random_batch(count=4):
     return pack(Cues(*(array.astype(jnp.float32) for array in arrays)), jnp.asarray(moving))
 
 
+@pytest.mark.slow
 def test_learns_what_moves(model, tmp_path):
     batch = jax.tree.map(np.asarray, random_batch())
 
-    class Same:
-        def __getitem__(self, _):
-            return self
-
-        def to_iter_dataset(self, _):
-            return iter(lambda: batch, None)
-
+    rows = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(4)]
+    batches = Batches((grain.MapDataset.source(rows).repeat(),), 4)
     config = FitConfig(steps=60, batch_size=4, optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5))
-    params = fit(MotionObjective(model), config, Same(), tmp_path, say=lambda line: None).ema
+    params = fit(MotionObjective(model), config, batches, tmp_path, say=lambda line: None).ema
     cues, moving = unpack(batch)
     found = np.asarray(jax.jit(model.find_motion)({"motion": params}, cues)) > 0
     assert (found & moving).sum() / (found | moving).sum() > 0.8

@@ -17,7 +17,8 @@ from spatia_jax.errors import InputError
 from spatia_jax.model import Model
 from spatia_jax.models.lora import LowRank
 from spatia_jax.parallel import MeshConfig, make_mesh, param_specs
-from spatia_jax.training.state import OptimizerConfig, TrainState
+from spatia_jax.training import OptimizerConfig
+from spatia_jax.training.state import TrainState
 from spatia_jax.weights import text_encoder, transformer
 from spatia_jax.weights.layouts import ReleasedSizes
 

@@ -63,7 +63,8 @@ def test_killed_and_resumed_has_the_bits_of_an_uninterrupted_run(death, whole, t
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("mesh", ["data=4", pytest.param("data=2 fsdp=2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=4", "data=2 fsdp=2"])
 def test_resumed_on_another_mesh_is_equal_to_rounding(mesh, whole, tmp_path):
     run(tmp_path, 12, "--die-at", 6, status=-signal.SIGKILL)
     assert "resuming from step 4" in run(tmp_path, 12, "--devices", 4, "--mesh", *mesh.split())

@@ -79,6 +79,7 @@ def checkpointed(folder):
             jax.tree_util.tree_flatten_with_path(tree)[0]]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stage_2_trains_a_lora_alone_which_is_exported(model, source, weights, tokenizer, tmp_path):
     found = train_stage(model, "stage2", source, tokenizer, tmp_path, weights, lambda: source)
     assert set(found) == {"lora"}

@@ -60,6 +60,7 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_autoencoder_loss_falls(model, source, tmp_path):
     fit(AutoencoderObjective(model), steps(30), crops(source), tmp_path, say=lambda line: None)
     seen = losses(tmp_path)
@@ -89,6 +90,7 @@ def test_generator_learns_its_examples(opening_share, model, examples, tmp_path)
     assert after < 0.8 * before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(model, source, tmp_path):
     objective, config = AutoencoderObjective(model), steps(6, save_every=2)
     whole = fit(objective, config, crops(source), tmp_path / "whole", say=lambda line: None)
