@@ -17,6 +17,7 @@ from spatia_jax.evaluation import mapping as mapping_measures
 from spatia_jax.evaluation import mapping_loop
 from spatia_jax.evaluation.closed_loop import evaluate, table
 from spatia_jax.io.atomic import write_json
+from spatia_jax.mapper.registration import KINECT, register
 from spatia_jax.mapper.stream import StreamConfig
 from spatia_jax.mapper.window import WindowConfig
 from spatia_jax.model import Model
@@ -70,6 +71,8 @@ class MappingArgs:
         prior_noise_m, prior_noise_deg: noise of the poses that the mapper is given as a prior.
         no_prior: give no poses at all: all frames start where the first one is.
         given_depth: give the sensor's depth.
+        registered: carry poses and depth from the Kinect's depth camera, to which those of 7-Scenes belong, into its
+            colour camera first.
         stream: map the frames one by one as they come, with loops (all of them unless --keyframes says otherwise).
         no_loops: without loop closure, for --stream.
         seed: of the noise.
@@ -84,6 +87,7 @@ class MappingArgs:
     prior_noise_deg: float = 2.0
     no_prior: bool = False
     given_depth: bool = False
+    registered: bool = False
     stream: bool = False
     no_loops: bool = False
     seed: int = 0
@@ -92,13 +96,15 @@ class MappingArgs:
 
 def mapping(args: MappingArgs) -> None:
     """Prints the numbers, and writes them to --json."""
+    keyframes = args.keyframes or (None if args.stream else 16)
+    sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, keyframes)
+    if args.registered:
+        sequence = register(sequence, KINECT)
     if args.stream:
-        sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, args.keyframes)
         result = mapping_measures.evaluate_stream(
             sequence, given_depth=args.given_depth, loops=not args.no_loops, config=StreamConfig()
         )
     else:
-        sequence = mapping_measures.load_window(args.sequence, args.start, args.stride, args.keyframes or 16)
         result = mapping_measures.evaluate_window(
             sequence, noise_m=args.prior_noise_m, noise_deg=args.prior_noise_deg, no_prior=args.no_prior,
             given_depth=args.given_depth, seed=args.seed, config=WindowConfig(),
