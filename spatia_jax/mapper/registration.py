@@ -28,7 +28,7 @@ class ColorCamera:
     focal: float
 
 
-# The Kinect as those who work on 7-Scenes calibrate it, whose poses and lens are the depth camera's: the calibration of
+# The Kinect of 7-Scenes, whose poses and lens are the depth camera's. Calibration:
 # https://projet.liris.cnrs.fr/voir/activities-dataset/kinect-calibration.html, used by DSAC* (arXiv 2002.12324) and others.
 KINECT = ColorCamera(
     np.array(

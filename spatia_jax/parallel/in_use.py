@@ -34,7 +34,7 @@ def batch_axes(size: int) -> tuple[str, ...]:
     return dividing(BATCH_AXES, size, axis_sizes())
 
 
-def spread_examples(x: Float[Array, b * rest]) -> Float[Array, b * rest]:
+def spread_examples(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """For use under jit: examples over the mesh in use, as far as they divide, and otherwise whole on every device.
 
     Says to XLA that what is cut along `fsdp` beside the batch, the parameters, is to be gathered, not the batch.
