@@ -29,7 +29,8 @@ class ColorCamera:
 
 
 # The Kinect of 7-Scenes, whose poses and lens are the depth camera's. Calibration:
-# https://projet.liris.cnrs.fr/voir/activities-dataset/kinect-calibration.html, used by DSAC* (arXiv 2002.12324) and others.
+# https://projet.liris.cnrs.fr/voir/activities-dataset/kinect-calibration.html
+# DSAC* (arXiv 2002.12324) and others use it.
 KINECT = ColorCamera(
     np.array(
         [
