@@ -54,14 +54,15 @@ def register(sequence: Sequence, camera: ColorCamera) -> Sequence:
     """
     if sequence.cameras is None or sequence.depth is None:
         raise InputError("depth can be registered only where a sequence has both poses and depth")
-    height, width = sequence.depth.shape[1:]
-    moved = jaxlie.SE3.from_matrix(jnp.asarray(camera.color_from_depth, jnp.float32)) @ sequence.cameras.as_se3()
+    depths, before = sequence.depth, sequence.cameras
+    height, width = depths.shape[1:]
+    moved = jaxlie.SE3.from_matrix(jnp.asarray(camera.color_from_depth, jnp.float32)) @ before.as_se3()
     lens = np.array([camera.focal, camera.focal * width / height, 0.5, 0.5], np.float32)
     cameras = Cameras.from_se3(moved, lens)
 
     def carried(frame: int) -> np.ndarray:
-        depth = sequence.depth[frame]
-        points = sequence.cameras[frame].unproject(jnp.asarray(depth)).reshape(-1, 3)
+        depth = depths[frame]
+        points = before[frame].unproject(jnp.asarray(depth)).reshape(-1, 3)
         pixels, found = map(np.asarray, cameras[frame].project(points, height, width))
         column, row = np.round(pixels).astype(int).T
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (depth.ravel() > 0) & (found > 0)
