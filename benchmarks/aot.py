@@ -28,6 +28,8 @@ _STAGE2 = (
     "configs/spatia_5b_stage2.py", "--program", "train", "--stage", "stage2", "--clip.new-frames", "112"
 )  # fmt: skip
 
+# Eight along `context` divide neither rows nor columns of the autoencoder.
+_CONTEXT4_TENSOR2 = ("--mesh.context", "4", "--mesh.tensor", "2")
 # The paper's stage 1 has no references; with them it is as large as stage 2.
 _STAGE1_REFERENCES = (*_STAGE1, "--clips", "continuing", "--clip.new-frames", "112")
 
@@ -41,17 +43,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "sample-v5p": (*_SAMPLING, "--program", "sample", "--topology", "v5p:2x2x1"),
     "sample-v6e": (*_SAMPLING, "--program", "sample", "--topology", "v6e:2x4"),
     "decode-v5p": (*_SAMPLING, "--program", "decode", "--topology", "v5p:2x2x1"),
-    "clip-step-v5p": (
-        *_SAMPLING,
-        "--program",
-        "clip-step",
-        "--topology",
-        "v5p:2x2x2",
-        "--mesh.context",
-        "4",
-        "--mesh.tensor",
-        "2",
-    ),
+    "clip-step-v5p": (*_SAMPLING, "--program", "clip-step", "--topology", "v5p:2x2x2", *_CONTEXT4_TENSOR2),
 }
 
 

@@ -89,7 +89,7 @@ def correction_field(
 def masked_median(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
     """Lower median of the masked values; 0 when there are none."""
     count = mask.sum()
-    ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
+    ordered = jnp.sort(jnp.where(mask, values, jnp.inf), stable=False)  # equal values are equal
     return jnp.where(count > 0, ordered[jnp.maximum(count - 1, 0) // 2], 0.0)
 
 
