@@ -42,7 +42,7 @@ class Instruction:
     def is_unknown(self) -> bool:
         """XLA says that it does not know how long it takes: what the sparse cores do, e.g. scattering."""
         found = _CYCLES.search(self.attributes)
-        return bool(found) and int(found[1]) == _UNKNOWN_CYCLES
+        return found is not None and int(found[1]) == _UNKNOWN_CYCLES
 
     @property
     def channel(self) -> int | None:
