@@ -28,15 +28,22 @@ _STAGE2 = (
     "configs/spatia_5b_stage2.py", "--program", "train", "--stage", "stage2", "--clip.new-frames", "112"
 )  # fmt: skip
 
+# Eight along `context` divide neither rows nor columns of the autoencoder.
+_CONTEXT4_TENSOR2 = ("--mesh.context", "4", "--mesh.tensor", "2")
+# The paper's stage 1 has no references; with them it is as large as stage 2.
+_STAGE1_REFERENCES = (*_STAGE1, "--clips", "continuing", "--clip.new-frames", "112")
+
 ROWS: dict[str, tuple[str, ...]] = {
     "stage1-v5p": (*_STAGE1, "--topology", "v5p:4x4x4", "--transformer.remat", "hidden"),
     "stage2-v5p": (*_STAGE2, "--topology", "v5p:4x4x4", "--transformer.remat", "hidden"),
     "stage1-v6e": (*_STAGE1, "--topology", "v6e:8x8", "--transformer.remat", "block"),
     "stage2-v6e": (*_STAGE2, "--topology", "v6e:8x8", "--transformer.remat", "block"),
+    "stage1-references-v5p": (*_STAGE1_REFERENCES, "--topology", "v5p:4x4x4", "--transformer.remat", "hidden"),
+    "stage1-references-v6e": (*_STAGE1_REFERENCES, "--topology", "v6e:8x8", "--transformer.remat", "block"),
     "sample-v5p": (*_SAMPLING, "--program", "sample", "--topology", "v5p:2x2x1"),
     "sample-v6e": (*_SAMPLING, "--program", "sample", "--topology", "v6e:2x4"),
     "decode-v5p": (*_SAMPLING, "--program", "decode", "--topology", "v5p:2x2x1"),
-    "clip-step-v5p": (*_SAMPLING, "--program", "clip-step", "--topology", "v5p:2x2x2"),
+    "clip-step-v5p": (*_SAMPLING, "--program", "clip-step", "--topology", "v5p:2x2x2", *_CONTEXT4_TENSOR2),
 }
 
 

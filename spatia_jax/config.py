@@ -200,7 +200,18 @@ class Experiment:
         parts = {name: dataclasses.asdict(getattr(self, name)) for name in ("clip", "memory")}
         for name in ("use_map", "use_references", "retrieval"):
             parts["memory"].pop(name)
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return _digest(parts)
+
+    def sampling_fingerprint(self) -> str:
+        """A hash of what the programs of sampling depend on: all but what only training reads."""
+        parts = dataclasses.asdict(self)
+        for name in ("name", "training", "procedural"):
+            parts.pop(name)
+        return _digest(parts)
+
+
+def _digest(parts: dict) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def load_experiment(path: str | Path) -> Experiment:

@@ -23,7 +23,8 @@ def stable_argsort(key: UInt32[Array, " n"]) -> Int[Array, " n"]:
     def one_pass(state):
         shift, order = state
         digit = (key[order] >> shift) & np.uint32(2**digit_bits - 1)
-        words = lax.sort((digit << np.uint32(position_bits)) | position)
+        # No two words are equal, and a TPU's stable sort would carry positions of its own along.
+        words = lax.sort((digit << np.uint32(position_bits)) | position, is_stable=False)
         return shift + np.uint32(digit_bits), order[(words & np.uint32(2**position_bits - 1)).astype(jnp.int32)]
 
     start = jnp.uint32(0), jnp.arange(n, dtype=jnp.int32)

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from spatia_jax.pyramid import pull_push
 
 _MIN_SIGMA = 0.02  # relative depth error that no depth prior beats; keeps the robust weights finite
 _MAX_RATIO = 20.0  # a fit beyond this is no alignment but a broken prior
+_SIGN = np.uint32(1 << 31)
 _FIELD_SMOOTHNESS = 0.01  # weight of the coarser level in the correction field, in shares of a covered pixel
 
 
@@ -87,10 +89,23 @@ def correction_field(
 
 
 def masked_median(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
-    """Lower median of the masked values; 0 when there are none."""
+    """Lower median of the masked values, float32; 0 when there are none.
+
+    Exact, and found bit by bit in 32 counts: a sort takes longer to run, and on a TPU minutes to compile.
+    """
     count = mask.sum()
-    ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
-    return jnp.where(count > 0, ordered[jnp.maximum(count - 1, 0) // 2], 0.0)
+    rank = jnp.maximum(count - 1, 0) // 2
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    words = jnp.where(bits >> 31 == 0, bits | _SIGN, ~bits)  # in the order of the values
+    words = jnp.where(mask, words, ~jnp.uint32(0))
+
+    def one_bit(place, found):
+        larger = found | (_SIGN >> place.astype(jnp.uint32))
+        return jnp.where((words < larger).sum() <= rank, larger, found)
+
+    word = jax.lax.fori_loop(0, 32, one_bit, jnp.uint32(0))
+    median = jax.lax.bitcast_convert_type(jnp.where(word >> 31 == 0, ~word, word ^ _SIGN), jnp.float32)
+    return jnp.where(count > 0, median, 0.0)
 
 
 def _robust_fit(x, y, valid, prior: Fit, strength: float, iterations: int) -> Fit:

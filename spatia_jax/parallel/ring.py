@@ -45,13 +45,8 @@ def ring_attention(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _ring(
-    queries: Float[Array, "n b heads block d"],
-    keys: Float[Array, "b heads l d"],
-    values: Float[Array, "b heads l d"],
-    bias: Float[Array, " l"],
-    axis: str,
-) -> Float[Array, "n b heads block d"]:
+def _ring(queries, keys, values, bias, axis):
+    """Of blocks of queries [n, b, heads, block, d], keys and values [b, heads, l, d], bias [l]; shaped as queries."""
     return _forward(queries, keys, values, bias, axis)[0]
 
 

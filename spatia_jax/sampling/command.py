@@ -28,6 +28,7 @@ from spatia_jax.plan import device_memory, nbytes, plan, require_fit
 from spatia_jax.sampling import compiled
 from spatia_jax.sampling import inputs as door
 from spatia_jax.sampling.driver import Driver, decode_jointly
+from spatia_jax.sampling.executables import Executables
 from spatia_jax.sampling.outputs import KeptClip, keep_clip, load_clip, write_outputs
 from spatia_jax.sampling.saved_world import load_world, save_world
 from spatia_jax.sampling.texts import encode_texts
@@ -64,6 +65,7 @@ class SampleArgs:
         weights_dtype: in which the large networks, transformer and text encoder, are held; what they compute in is
             --transformer.dtype and --text-encoder.dtype.
         mesh: devices to spread the networks over; 1 everywhere = all on one.
+        executables: a folder for compiled programs: those in it are loaded, the others compiled and kept in it.
         text_cache: a folder for encoded texts; with all in it, the text encoder is not loaded.
         output: a new or empty folder, or one to --resume.
         resume: go on where an interrupted run in --output stopped.
@@ -89,6 +91,7 @@ class SampleArgs:
     weights: Path | None = None
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshConfig = MeshConfig()
+    executables: Path | None = None
     text_cache: Path | None = None
     output: Path = Path("outputs/sample")
     resume: bool = False
@@ -163,8 +166,11 @@ def _run(args: SampleArgs, mesh: Mesh | None) -> None:
         keep_clip(args.output, index, before, clip, seconds)
         save_world(args.output / "world", after, config)
 
+    kept_programs = Executables(args.executables, model, mesh) if args.executables else None
     with RolloutProgress(clips, config.sampler.steps, first_clip=int(world.clip_index) - first) as progress:
-        world = Driver(model).run(params, world, requests, prompts, first=first, progress=progress, keep=keep)
+        world = Driver(model, kept_programs).run(
+            params, world, requests, prompts, first=first, progress=progress, keep=keep
+        )
     if not config.release_compatible:
         cameras = cameras[:asked]
     kept = [load_clip(args.output, first + k) for k in range(clips)]

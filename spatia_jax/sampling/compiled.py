@@ -73,6 +73,7 @@ def _denoising_step(
 
 
 denoising_step = _jit(_denoising_step, ("model",))
+PAINTERS = ("transformer", "lora")  # whose parameters it is given
 
 # The video of all clips, when it is decoded at the end.
 encode = _jit(Model.encode, ("self",))

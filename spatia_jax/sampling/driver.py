@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from spatia_jax import diffusion
 from spatia_jax.model import Model, Params
 from spatia_jax.pixels import to_bytes, to_signed
 from spatia_jax.sampling import compiled
+from spatia_jax.sampling.executables import Executables
 from spatia_jax.state import Clip, ClipRequest, World
 
 
@@ -62,34 +63,44 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Driver:
-    """Runs the clips of one model."""
+    """Runs the clips of one model, with its pieces from a folder, if one is given."""
 
     model: Model
+    executables: Executables | None = None
 
     def run_clip(
         self, params: Params, world: World, request: ClipRequest, *, opening: bool, progress: Progress
     ) -> tuple[World, Clip, dict[str, float]]:
         """One clip. Returns the next world, the clip, and seconds by stage."""
-        watch = Stopwatch()
+        watch, kind = Stopwatch(), "opening" if opening else "continuing"
+        painters = {name: params[name] for name in compiled.PAINTERS if name in params}
         progress.stage("project and retrieve")
         with watch("project and retrieve"):
-            projection, conditions, references = compiled.before_denoising(
-                self.model, params, world, request, opening=opening
+            projection, conditions, references = self._run(
+                f"before-{kind}", compiled.before_denoising, params, world, request, opening=opening
             )
             state = jax.block_until_ready(compiled.init_state(conditions))
         progress.stage("denoise")
         with watch("denoise"):
             for index, row in enumerate(diffusion.make_plan(self.model.config.sampler)):
-                state = jax.block_until_ready(compiled.denoising_step(self.model, params, conditions, state, row))
+                state = jax.block_until_ready(
+                    self._run(f"step-{kind}", compiled.denoising_step, painters, conditions, state, row)
+                )
                 progress.step(index + 1)
         progress.stage("decode and map")
         with watch("decode and map"):
             latents = state.latents[:, conditions.num_references :]
-            world, clip = compiled.after_denoising(
-                self.model, params, world, request, projection, latents, references, opening=opening
-            )
+            world, clip = self._run(
+                f"after-{kind}", compiled.after_denoising, params, world, request, projection, latents, references,
+                opening=opening,
+            )  # fmt: skip
             jax.block_until_ready((world.point_map.positions, clip.frames))
         return world, clip, watch.seconds
+
+    def _run(self, name: str, piece: Callable, params: Params, *given: Any, **static: Any) -> Any:
+        if self.executables is None:
+            return piece(self.model, params, *given, **static)
+        return self.executables(name, piece, params, given, **static)
 
     def run(
         self,

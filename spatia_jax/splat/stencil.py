@@ -122,7 +122,8 @@ def _finish(
 
     def body(state):
         m, best, rank = state
-        best = jnp.sort(jnp.concatenate([best, points.bids(rank, x, y)], axis=1), axis=1)[:, : best.shape[1]]
+        best = jnp.sort(jnp.concatenate([best, points.bids(rank, x, y)], axis=1), axis=1, stable=False)
+        best = best[:, : state[1].shape[1]]
         return m + 1, best, points.layer(around, m + 1)
 
     def is_open(state):

@@ -87,6 +87,17 @@ def test_frame_without_overlap_follows_its_clip():
     np.testing.assert_allclose(fit.scale, 1.5, rtol=0.03)
 
 
+def test_the_median_found_bit_by_bit_is_that_of_a_sort():
+    random = np.random.default_rng(0)
+    values, mask = random.normal(size=(7, 501)).astype(np.float32), random.random((7, 501)) < 0.6
+    values[:, ::5] = values[:, :1]
+    values[0, 0], values[1, 1] = np.inf, -np.inf
+    mask[2] = False
+    found = jax.vmap(alignment.masked_median)(jnp.asarray(values), jnp.asarray(mask))
+    for median, row, counts in zip(found, values, mask, strict=True):
+        assert median == (np.sort(row[counts])[(counts.sum() - 1) // 2] if counts.any() else 0)
+
+
 def test_flat_wall_defines_scale_though_not_shift():
     wall = np.full((T, H, W), 3.0, np.float32)
     fit = fit_clip(wall / 2, wall, wall > 0)

@@ -73,8 +73,8 @@ def test_a_saved_program_runs_as_the_compiled_one(tmp_path):
     model, mesh = Model(micro()), make_mesh(MeshConfig(), jax.devices()[:1])
     program = sampling_program("sample", model, mesh, "float32")
     compiled = program.compile(mesh)
-    save_executable(tmp_path / "step", compiled)
-    loaded = load_executable(tmp_path / "step", program, jax.devices()[:1])
+    save_executable(tmp_path / "step", compiled, model.config, {})
+    loaded = load_executable(tmp_path / "step", program.function, program.arguments, model.config, mesh)
     rng = np.random.default_rng(0)
 
     def filled(leaf):
@@ -85,10 +85,14 @@ def test_a_saved_program_runs_as_the_compiled_one(tmp_path):
     expected, found = compiled(*arguments), loaded(*arguments)
     assert isinstance(found, diffusion.SamplerState)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    with pytest.raises(InputError, match="made for something else: .*arguments"):
-        load_executable(tmp_path / "step", sampling_program("decode", model, mesh, "float32"), jax.devices()[:1])
+    other = sampling_program("decode", model, mesh, "float32")
+    with pytest.raises(InputError, match="made for something else: arguments .*, here "):
+        load_executable(tmp_path / "step", other.function, other.arguments, model.config, mesh)
+    changed = dataclasses.replace(model.config, guidance=2.0)
+    with pytest.raises(InputError, match="made for something else: config .*, here "):
+        load_executable(tmp_path / "step", program.function, program.arguments, changed, mesh)
     with pytest.raises(InputError, match="no executable"):
-        load_executable(tmp_path / "nothing", program)
+        load_executable(tmp_path / "nothing", program.function, program.arguments, model.config, mesh)
 
 
 @needs_libtpu

@@ -73,6 +73,7 @@ operand_layout_constraints={{s8[1,1]{{1,0}}, bf16[24,1024,128]{{2,1,0}}, bf16[24
 frontend_attributes={{kernel_metadata={{
 "xprof_metadata":"a line of its own"
 }}}}, metadata={{}}
+  %scatter_offload.3 = f32[8]{{0}} fusion(%a), kind=kCustom, calls=%anything, {CYCLES % (2**63 - 1)}
   ROOT %tile_kernel = f32[8]{{0}} custom-call(%a), custom_call_target="tpu_custom_call"
 }}
 """
@@ -94,6 +95,22 @@ def test_loops_count_as_often_as_they_run(place):
     assert cost.bytes["all-reduce"] == 4 * 100_000_000
 
 
+@pytest.mark.parametrize(
+    "test",
+    [
+        "compare(%i, %limit), direction=GT",  # down to something, whose start is not read
+        "compare(%halved, %limit), direction=LT",
+        "fusion(%p), kind=kLoop, calls=%anything",
+    ],
+)
+def test_loops_whose_end_depends_on_data_count_once_and_are_named(test, place):
+    text = PROGRAM.replace("compare(%i, %limit), direction=LT", test)
+    text = text.replace("  ROOT %c = pred[]", "  %halved = s32[] shift-right-logical(%i, %i)\n  ROOT %c = pred[]", 1)
+    cost = estimate(parse(text), place)
+    assert cost.counts["all-reduce"] == 1
+    assert cost.unpriced["a loop of unknown length"] == 1
+
+
 def test_every_second_is_accounted_for(place):
     cost = estimate(parse(PROGRAM), place)
     # In the loop: 1 ms of work, and 2 x 1/2 x 100 MB of a sum over one link of 100 GB/s, for which the cores wait.
@@ -108,7 +125,7 @@ def test_every_second_is_accounted_for(place):
 def test_an_asynchronous_collective_counts_once_and_other_kernels_are_named(place):
     cost = estimate(parse(PROGRAM), place)
     assert cost.counts["all-gather"] == 1
-    assert cost.unpriced == {"tile_kernel": 1}
+    assert cost.unpriced == {"tile_kernel": 1, "scatter_offload": 1}
 
 
 def test_links_of_a_group(place):

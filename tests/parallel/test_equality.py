@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-# Sums are in another order on several devices (measured: docs/parallel.md). The worst array has a gradient that nearly
-# cancels; one that was computed wrongly would be off by its own size.
-TOLERANCE = {"loss": 1e-6, "gradient": 1e-6, "worst": 3e-4}
+# Sums are in another order on several devices (measured: docs/parallel.md).
+TOLERANCE = {"loss": 1e-6, "gradient": 1e-6, "worst": 2e-5}
 # Programs are run once: time is better not spent on making them fast.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
@@ -35,6 +34,7 @@ def finished(process: subprocess.Popen) -> list[dict]:
 def assert_equal(lines: list[dict], meshes: tuple[str, ...]) -> None:
     assert {(line["mesh"], line["opening"]) for line in lines} >= {(mesh, False) for mesh in meshes}
     for line in lines:
+        print(line)
         for name, bound in TOLERANCE.items():
             assert line[name] < bound, line
 

@@ -42,7 +42,8 @@ class Cost:
         compute: of it, XLA's cycles; kernels: attention kernels.
         exposed: of it, cores waiting for collectives; copies: waiting for copies from HBM.
         counts, bytes: of collectives, by kind; bytes are those of the result (of a reduce-scatter: of its input).
-        unpriced: kernels without a price, and loops of unknown length (counted once), by name.
+        unpriced: kernels without a price, what XLA has no estimate of, and loops of unknown length (counted once), by
+            name.
     """
 
     seconds: float = 0.0
@@ -129,6 +130,8 @@ class _Pricer:
             if instruction.cycles:
                 seconds = instruction.cycles / self.place.chip.clock
                 clock.add(Cost(seconds, compute=seconds))
+            elif instruction.is_unknown:
+                clock.add(Cost(unpriced=Counter({instruction.name.rstrip("0123456789."): 1})))
         return clock.total()
 
     def _nested(self, instruction: Instruction, inside: str) -> Cost:

@@ -17,6 +17,7 @@ _ARRAY = re.compile(r"\b(pred|bf16|[subf][0-9]+\w*|c64|c128)\[([\d,]*)\]")
 _CALLS = re.compile(r"\b(calls|to_apply|condition|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_UNKNOWN_CYCLES = 2**63 - 1
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _BITS = {"pred": 8, "c64": 64, "c128": 128}
 
@@ -35,7 +36,13 @@ class Instruction:
     def cycles(self) -> int | None:
         """How long XLA thinks that it takes; None where it does not say."""
         found = _CYCLES.search(self.attributes)
-        return int(found[1]) if found else None
+        return int(found[1]) if found and not self.is_unknown else None
+
+    @property
+    def is_unknown(self) -> bool:
+        """XLA says that it does not know how long it takes: what the sparse cores do, e.g. scattering."""
+        found = _CYCLES.search(self.attributes)
+        return found is not None and int(found[1]) == _UNKNOWN_CYCLES
 
     @property
     def channel(self) -> int | None:
@@ -78,13 +85,21 @@ class Module:
     def trips(self, loop: Instruction, inside: str) -> int | None:
         """How often the body of a `while` that stands in computation `inside` runs; None if that depends on data.
 
-        Counting loops compare a counter that starts at a constant (0 if it comes from outside) with a constant.
+        Counting loops ask whether a counter, which starts at a constant (0 if it comes from outside), is below a
+        constant, and nothing else.
         """
-        condition = self.computations[loop.called("condition") or ""]
+        name = loop.called("condition") or ""
+        condition, test = self.computations[name], self.computations[name][-1]
         limits = [c for i in condition if (c := constant(i)) is not None]
-        if len(limits) != 1 or not any(i.opcode in ("compare", "fusion") for i in condition):
+        if len(limits) != 1 or test.opcode not in ("compare", "fusion"):
             return None
-        counter = next((i for i in condition if i.opcode == "get-tuple-element"), None)
+        asked = [self.find(name, operand) for operand in test.operands]
+        counter = next((i for i in asked if i is not None and i.opcode == "get-tuple-element"), None)
+        plain = all(i is not None and i.opcode in ("get-tuple-element", "constant") for i in asked)
+        if not plain or counter is None or any(dims for _, dims in counter.arrays):
+            return None
+        if test.opcode == "compare" and "direction=LT" not in test.attributes:
+            return None
         index = re.search(r"index=(\d+)", counter.attributes) if counter else None
         carried = self.find(inside, loop.operands[0])
         first = 0

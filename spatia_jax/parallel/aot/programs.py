@@ -28,6 +28,7 @@ from spatia_jax.training.paper_stages import Stage, stage_config, stage_networks
 from spatia_jax.training.step import compile_train_step, make_state
 
 Kind = Literal["train", "sample", "decode", "clip-step"]
+Clips = Literal["opening", "continuing"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,18 @@ class Program:
             return self.function.lower(*self.arguments).compile()
 
 
-def training_program(stage: Stage, model: Model, mesh: Mesh) -> Program:
+def training_program(stage: Stage, model: Model, mesh: Mesh, clips: Clips | None = None) -> Program:
     """The step of a stage on cached latents, as `training.paper_stages` runs it: batch, what is trained and what is
-    frozen are the config's. Stage 2 is compiled for continuing clips, with history and references."""
+    frozen are the config's.
+
+    Args:
+        clips: of a batch; "continuing" ones have history and references. Default: as the paper, opening clips in stage
+            1 and continuing ones in stage 2.
+    """
     cached = dataclasses.replace(model.config.training, latents="cached")
     model = Model(dataclasses.replace(model.config, training=cached))
-    config, opening = stage_config(model.config.training, stage), stage == "stage1"
+    config = stage_config(model.config.training, stage)
+    opening = clips == "opening" if clips else stage == "stage1"
     objective = GeneratorObjective(model, stage_networks(model, stage))
     frozen = {name: model.abstract_params()[name] for name in ("autoencoder", "inpainter") if name in model.networks}
     state = jax.eval_shape(
@@ -97,7 +104,7 @@ def sampling_program(kind: Kind, model: Model, mesh: Mesh, dtype: WeightsDtype) 
         dtype: of kernels and embeddings of the large networks.
     """
     weights = without_text_encoder(abstract_weights(model, dtype))
-    names = {"sample": ("transformer", "lora"), "decode": ("autoencoder",)}.get(kind, tuple(weights))
+    names = {"sample": compiled.PAINTERS, "decode": ("autoencoder",)}.get(kind, tuple(weights))
     weights = {name: weights[name] for name in names if name in weights}
     params = _placed(weights, param_shardings(weights, mesh))
     if kind == "sample":

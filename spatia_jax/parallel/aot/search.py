@@ -15,7 +15,7 @@ from spatia_jax.errors import InputError
 from spatia_jax.model import Model
 from spatia_jax.parallel import MeshConfig, make_mesh
 from spatia_jax.parallel.aot.chips import Slice
-from spatia_jax.parallel.aot.programs import Kind, sampling_program, training_program
+from spatia_jax.parallel.aot.programs import Clips, Kind, sampling_program, training_program
 from spatia_jax.parallel.aot.report import Report, report
 from spatia_jax.parallel.rematerialisation import REMATS, Remat
 from spatia_jax.plan.plan import WeightsDtype
@@ -31,11 +31,13 @@ class Choice:
     stage: Stage
     mesh: MeshConfig
     dtype: WeightsDtype
+    clips: Clips | None = None
 
     def __str__(self) -> str:
         axes = [f"{name} {size}" for name, size in dataclasses.asdict(self.mesh).items() if size > 1]
         batch, remat = stage_config(self.config.training, self.stage).batch_size, self.config.transformer.remat
-        training = [self.stage, f"batch {batch}", f"remat {remat}"] if self.kind == "train" else []
+        stage = f"{self.stage} {self.clips} clips" if self.clips else self.stage
+        training = [stage, f"batch {batch}", f"remat {remat}"] if self.kind == "train" else []
         return ", ".join([f"{self.config.name} {self.kind}", *training, *axes])
 
 
@@ -52,7 +54,7 @@ def attempt(choice: Choice, place: Slice) -> tuple[Report, jax.stages.Compiled |
     """
     model, mesh = Model(choice.config), make_mesh(choice.mesh, place.devices)
     if choice.kind == "train":
-        program = training_program(choice.stage, model, mesh)
+        program = training_program(choice.stage, model, mesh, choice.clips)
     else:
         program = sampling_program(choice.kind, model, mesh, choice.dtype)
     return report(str(choice), program, mesh, place)
