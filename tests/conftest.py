@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import resource
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ jax.config.update("jax_legacy_prng_key", "error")  # new-style typed keys only
 install_import_hook(["spatia_jax.io"], "strict.check")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_MANY_KILOBYTES = 3_000_000
 
 
 def _folder_or_skip(variable: str, default: Path) -> Path:
@@ -36,3 +39,22 @@ def shared_dir() -> Path:
 def golden_dir() -> Path:
     """Reference inputs and outputs of the official implementation; skips like `shared_dir`."""
     return _folder_or_skip("SPATIA_GOLDEN_DIR", REPOSITORY.parent / "shared" / "golden")
+
+
+@pytest.fixture(scope="session")
+def micro_records() -> list[dict]:
+    """All sequences of tests/configs/micro.py; drawn once, as that takes longer than what most tests do with them."""
+    from spatia_jax.config import load_experiment
+    from spatia_jax.data.procedural import ProceduralSource
+
+    source = ProceduralSource(load_experiment(REPOSITORY / "tests" / "configs" / "micro.py").procedural)
+    return [source[index] for index in range(len(source))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_go_when_there_are_many():
+    """JAX keeps all programs that a process has compiled: thousands, in the end, and Python's collector walks them."""
+    yield
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > _MANY_KILOBYTES:
+        jax.clear_caches()
+        gc.collect()

@@ -25,7 +25,7 @@ PROGRAM = f"""HloModule jit_step, is_scheduled=true
 
 %anything (p: f32[8]) -> f32[8] {{
   ROOT %q = f32[8]{{0}} parameter(0)
-}}
+}}, execution_thread="sparsecore"
 
 %condition (p: (s32[], f32[8])) -> pred[] {{
   %limit = s32[]{{:T(128)}} constant(7)

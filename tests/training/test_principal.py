@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from spatia_jax.config import load_experiment
-from spatia_jax.data.procedural import ProceduralSource
 from spatia_jax.errors import InputError
 from spatia_jax.evaluation.metrics import psnr
 from spatia_jax.model import Model
@@ -33,9 +32,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def videos(model):
-    source = ProceduralSource(dataclasses.replace(model.config.procedural, scenes=12))
-    return np.stack([source[i]["frames"][:13] for i in range(12)])
+def videos(micro_records):
+    return np.stack([record["frames"] for record in micro_records])
 
 
 @pytest.fixture(scope="module")

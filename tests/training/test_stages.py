@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from spatia_jax.config import load_experiment
-from spatia_jax.data.procedural import ProceduralSource
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model
 from spatia_jax.models.lora import LoraConfig
@@ -45,8 +44,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def source(model):
-    return [ProceduralSource(model.config.procedural)[i] for i in range(4)]
+def source(micro_records):
+    return micro_records
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from spatia_jax.config import load_experiment
-from spatia_jax.data.procedural import ProceduralSource
 from spatia_jax.model import Model
 from spatia_jax.text import train_tokenizer
 from spatia_jax.training import FitConfig, OptimizerConfig, fit
@@ -29,8 +28,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def source(model):
-    return [ProceduralSource(model.config.procedural)[i] for i in range(4)]
+def source(micro_records):
+    return micro_records
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def parse(text: str) -> Module:
                 name = line.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]
                 entry = name if line.startswith("ENTRY") else entry
                 body = computations.setdefault(name, [])
-        elif line == "}":
+        elif line == "}" or line.startswith("}, execution_thread"):  # the latter of what sparse cores run
             _append(body, pending)
             body, pending = None, ""
         elif _NAME.match(line):
