@@ -114,7 +114,7 @@ class TrainingConfig:
     stage1: FitConfig = FitConfig()
     stage2: FitConfig = FitConfig()
     crop: int = 96  # pixels: side of the autoencoder's training crops
-    motion_scenes: int = 400  # of the data set, mapped for the motion network (a few seconds each)
+    motion_scenes: int = 1000  # drawn and mapped for the motion network (about a second each; see training/motion.py)
     autoencoder_start: Literal["random", "principal"] = "random"  # see training/principal.py
     drop_text: float = 0.1  # probability of an empty prompt
     drop_map: float = 0.1  # probability that the projection is withheld

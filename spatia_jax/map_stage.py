@@ -111,19 +111,25 @@ def find_moving(model: Model, params: Params, world: World, tracked: Tracked) ->
             config.motion, tracked.frames, tracked.depth, tracked.cameras, plain_color(seen), seen.depth > 0
         )
     odds = model.find_motion(params, motion_cues_of(model, world, tracked))
+    odds = jax.image.resize(odds, tracked.depth.shape, "linear")
     return odds > math.log(network.threshold / (1 - network.threshold))
 
 
 def motion_cues_of(model: Model, world: World, tracked: Tracked) -> Cues:
-    """What the motion network is shown; the views before the first keyframe come from the history."""
+    """What the motion network is shown."""
     config, seen = model.config.mapper.tracking, tracked.seen
     assert config is not None
-    last = len(world.history) - 1
-    before = jnp.array([max(last - model.config.memory.map_stride, 0), last])
     return motion_cues(
         config.motion, tracked.frames, tracked.depth, tracked.cameras, plain_color(seen), seen.depth,
-        to_unit(world.history[before]), world.history_cameras[before],
+        *views_before(model, world),
     )  # fmt: skip
+
+
+def views_before(model: Model, world: World) -> tuple[Float[Array, "2 h w 3"], Cameras]:
+    """The two views before the first keyframe of a clip, from the history."""
+    last = len(world.history) - 1
+    before = jnp.array([max(last - model.config.memory.map_stride, 0), last])
+    return to_unit(world.history[before]), world.history_cameras[before]
 
 
 def settle(model: Model, tracked: Tracked, moving: Bool[Array, "k h w"]) -> mapper.MapUpdate:

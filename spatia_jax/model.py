@@ -152,8 +152,8 @@ class Model:
             fill_holes(color, coverage), color, coverage, panorama, places,
         )  # fmt: skip
 
-    def find_motion(self, params: Params, cues: Cues) -> Float[Array, "k h w"]:
-        """Log odds that the pixels of keyframes belong to things that move."""
+    def find_motion(self, params: Params, cues: Cues) -> Float[Array, "k y x"]:
+        """Log odds that the pixels of keyframes, at half their resolution, belong to things that move."""
         return self._call("motion", params["motion"], "__call__", cues.frames, cues.differences, cues.scalars)
 
     def decode_chunk(self, params: Params, latents: Float[Array, "b f p q c"], carry) -> tuple[Array, list[Array]]:

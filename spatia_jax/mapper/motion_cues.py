@@ -30,7 +30,7 @@ class Cues:
     """What is known of k keyframes; y = h / 2, x = w / 2.
 
     Attributes:
-        frames: [k, h, w, 3] in [0, 1].
+        frames: [k, y, x, 3] in [0, 1].
         differences: [k, y, x, 5, 3] colours of the map, and of the views at `OFFSETS`, minus the keyframe's; 0 where
             they do not show the pixel.
         scalars: [k, y, x, 13] in [-1, 1]: disagreement (`motion.disagreement`), local contrast, share that the map
@@ -60,22 +60,38 @@ def motion_cues(
         cameras: Cameras [k]; cameras_before: Cameras [2] of the views before the first keyframe.
         map_depth: 0 where the map shows nothing.
     """
-    color, near = halve(frames), jnp.maximum(halve(depth), _NEAREST)
     shown, share = shown_by_map(map_color, map_depth > 0)
-    evidence = disagreement(config, color, near, cameras, shown, share > 0.9)
     behind = halve(map_depth) / jnp.maximum(share, 1e-3)
-    covered = share > 0.5
-    with_map = jnp.where(covered[..., None], shown - color, 0.0)
-    views, valid, ratios = _against_views(color, near, cameras, halve(frames_before), cameras_before)
+    return cues_of_halves(
+        config, halve(frames), halve(depth), cameras, shown, behind, share, halve(frames_before), cameras_before
+    )
+
+
+def cues_of_halves(
+    config: MotionConfig,
+    color: Float[Array, "k y x 3"],
+    depth: Float[Array, "k y x"],
+    cameras: Cameras,
+    map_color: Float[Array, "k y x 3"],
+    map_depth: Float[Array, "k y x"],
+    share: Float[Array, "k y x"],
+    before: Float[Array, "2 y x 3"],
+    cameras_before: Cameras,
+) -> Cues:
+    """The same of pictures that are at half the resolution already; share: of each pixel, that the map covers."""
+    near, covered = jnp.maximum(depth, _NEAREST), share > 0.5
+    evidence = disagreement(config, color, near, cameras, map_color, share > 0.9)
+    with_map = jnp.where(covered[..., None], map_color - color, 0.0)
+    views, valid, ratios = _against_views(color, near, cameras, before, cameras_before)
     alone = [
         2 * evidence,
         local_contrast(color, config.window),
         share,
-        _log_ratio(jnp.where(covered, behind, near), near),
+        _log_ratio(jnp.where(covered, map_depth, near), near),
         1 / (1 + near),
     ]
     scalars = jnp.concatenate([jnp.stack(alone, axis=-1), valid.astype(color.dtype), ratios], axis=-1)
-    return Cues(frames, jnp.concatenate([with_map[..., None, :], views], axis=-2), scalars)
+    return Cues(color, jnp.concatenate([with_map[..., None, :], views], axis=-2), scalars)
 
 
 def _against_views(color, depth, cameras: Cameras, before, cameras_before: Cameras) -> tuple[Array, Array, Array]:

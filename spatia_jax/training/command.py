@@ -14,6 +14,7 @@ import tyro
 
 from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.data import Together, open_sequences
+from spatia_jax.data.procedural import ProceduralSource
 from spatia_jax.errors import InputError, exit_status
 from spatia_jax.model import Model, Params
 from spatia_jax.models.motion import MotionNetworkConfig
@@ -32,6 +33,7 @@ from spatia_jax.weights.bundle import load_network, weights_folder
 from spatia_jax.weights.store import save_params
 
 Part = Literal["autoencoder", "depth", "inpainter", "motion", "stage1", "stage2"]
+_DRAWS_SCENES = ("inpainter", "motion")  # of the procedural world, by themselves: no data set is rendered for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class TrainArgs:
     """What to train, on what, and where to.
 
     Attributes:
-        part: autoencoder and depth stand alone; inpainter and motion need the depth network; stage1 (opening clips)
+        part: autoencoder, depth and motion stand alone; the inpainter needs the depth network; stage1 (opening clips)
             needs the autoencoder (and the inpainter, if the config has one), stage2 (history and references) continues
             stage1.
         output: a folder for everything: checkpoints, metrics, trained weights.
@@ -92,7 +94,10 @@ def train(args: TrainArgs) -> None:
     def open_all(split: str) -> list[Source[dict]]:
         return [open_sequences(args.experiment.procedural, folder, split) for folder in folders]
 
-    source = Together(distributed.first_alone(lambda: open_all("train")), args.data_weights)
+    if args.part in _DRAWS_SCENES:
+        source: Source[dict] = ProceduralSource(args.experiment.procedural)
+    else:
+        source = Together(distributed.first_alone(lambda: open_all("train")), args.data_weights)
     if args.part in ("stage1", "stage2"):
         tokenizer = distributed.first_alone(lambda: _tokenizer(model, source, weights, args.start))
         params = train_stage(
@@ -155,7 +160,7 @@ def _train_motion(model: Model, source: Source[dict], output: Path, weights: Pat
     training, network = model.config.training, model.config.motion or MotionNetworkConfig()
     tracked = Model(dataclasses.replace(model.config.tracked(), motion=network))
     examples = output / "motion_examples"
-    build_motion(tracked, _load(model, weights, "depth"), source, examples, scenes=training.motion_scenes)
+    build_motion(tracked.config, examples, scenes=training.motion_scenes)
     batches = motion_batches(examples, batch_size=training.motion.batch_size, seed=training.motion.seed)
     return {"motion": fit(MotionObjective(tracked), training.motion, batches, output / "motion").ema}
 

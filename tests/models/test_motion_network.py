@@ -12,7 +12,7 @@ import pytest
 from spatia_jax import map_stage
 from spatia_jax.cameras import Cameras
 from spatia_jax.config import load_experiment
-from spatia_jax.data.procedural import ProceduralSource
+from spatia_jax.data.procedural import HELD_OUT, render, sample_path, sample_scene
 from spatia_jax.errors import InputError
 from spatia_jax.mapper.motion import MotionConfig
 from spatia_jax.mapper.motion_cues import OFFSETS, Cues, motion_cues
@@ -21,7 +21,7 @@ from spatia_jax.models.motion import NUM_DIFFERENCES, NUM_SCALARS, MotionNetwork
 from spatia_jax.splat import Projection
 from spatia_jax.training import Batches, FitConfig, OptimizerConfig, fit
 from spatia_jax.training.examples import load_examples
-from spatia_jax.training.motion import build_motion, motion_batches, pack, unpack
+from spatia_jax.training.motion import build_motion, guess_depth, halved, make_walk, motion_batches, pack, unpack
 from spatia_jax.training.objectives import MotionObjective
 from spatia_jax.weights.bundle import check_weights
 from spatia_jax.world import new_world
@@ -95,9 +95,9 @@ def random_batch(count=4):
     moving = np.zeros((count, H, W), bool)
     for mask, row, column in zip(moving, rng.integers(16, size=count), rng.integers(40, size=count), strict=True):
         mask[row : row + 12, column : column + 20] = True
-    differences = 0.03 * rng.normal(size=(count, H // 2, W // 2, NUM_DIFFERENCES, 3))
-    differences[..., 0, :] += 0.4 * moving[:, ::2, ::2, None]
-    scalars = rng.uniform(-1, 1, (count, H // 2, W // 2, NUM_SCALARS))
+    differences = 0.03 * rng.normal(size=(count, H, W, NUM_DIFFERENCES, 3))
+    differences[..., 0, :] += 0.4 * moving[..., None]
+    scalars = rng.uniform(-1, 1, (count, H, W, NUM_SCALARS))
     arrays = (jnp.asarray(rng.random((count, H, W, 3))), jnp.asarray(differences).clip(-1, 1), jnp.asarray(scalars))
     return pack(Cues(*(array.astype(jnp.float32) for array in arrays)), jnp.asarray(moving))
 
@@ -117,35 +117,57 @@ def test_learns_what_moves(model, tmp_path):
 
 def test_packing_loses_little():
     rng = np.random.default_rng(1)
-    shapes = ((2, 8, 8, 3), (2, 4, 4, 5, 3), (2, 4, 4, 13))
+    shapes = ((2, 4, 4, 3), (2, 4, 4, 5, 3), (2, 4, 4, 13))
     cues = Cues(*(jnp.asarray(rng.random(shape), jnp.float32) for shape in shapes))
-    back, _ = unpack(pack(cues, jnp.zeros((2, 8, 8), bool)))
+    back, _ = unpack(pack(cues, jnp.zeros((2, 4, 4), bool)))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=0.5 / 127 + 1e-6), cues, back)
+
+
+def test_guessed_depth_is_wrong_as_a_network_is():
+    depth = np.full((3, 32, 64), 2.0, np.float32)
+    depth[:, :, 32:] = 4.0
+    guessed = guess_depth(depth, np.random.default_rng(0))
+    assert guessed.shape == depth.shape
+    ratio = np.log(guessed / depth)
+    assert 0.02 < ratio[:, 4:-4, 8:24].std() < 1
+    step = np.abs(np.diff(np.log(guessed), axis=2))
+    assert step.max() < 0.5 * np.log(2)  # the edge is blurred
+
+
+@pytest.mark.slow
+def test_a_walk_is_the_keyframes_of_a_video(model):
+    walk, scene = make_walk(model.config, 0), sample_scene(0)
+    np.testing.assert_array_equal(walk.numbers, [0, 2, 4, 6, 8, 10, 12])
+    whole = sample_path(0, scene, 13, "there_and_back")
+    np.testing.assert_array_equal(walk.cameras.cam_from_world, whole.cam_from_world[::2])
+    late = render(scene, whole[8:9], jnp.array([8 / 12]), 32, 64)
+    np.testing.assert_array_equal(walk.moving[4], late.moving[0])
+    clip = dataclasses.replace(model.config.clip, opening_frames=9, history_frames=5)
+    memory = dataclasses.replace(model.config.memory, map_stride=3)
+    with pytest.raises(InputError, match="multiple of 3"):
+        make_walk(dataclasses.replace(model.config, clip=clip, memory=memory), 0)
 
 
 @pytest.mark.slow
 def test_examples_come_from_the_mapper_and_go_on_where_they_stopped(model, tmp_path):
-    source = ProceduralSource(model.config.procedural)
-    params = {"depth": jax.jit(lambda key: model.init("depth", key))(jax.random.key(0))}
     said: list[str] = []
-    build_motion(model, params, source, tmp_path, scenes=2, shard_size=1, say=said.append)
+    build_motion(model.config, tmp_path, scenes=2, shard_size=1, say=said.append)
     assert said == ["motion: 1/2 scenes", "motion: 2/2 scenes"]
     rows = load_examples(tmp_path, "motion")
     per_scene = 3 + 2 + 2  # clips of 5, 4 and 4 frames
-    assert rows["frames"].shape == (2 * per_scene, 32, 64, 3)
+    assert rows["frames"].shape == (2 * per_scene, 16, 32, 3)
     assert rows["differences"].any()
-    record = source[0]
-    np.testing.assert_array_equal(rows["frames"][:3], record["frames"][:5:2])
-    np.testing.assert_array_equal(rows["moving"][3:per_scene], record["moving"][[6, 8, 10, 12]])
+    walk = make_walk(halved(model.config), 0)
+    np.testing.assert_array_equal(rows["frames"][:per_scene], walk.frames)
+    np.testing.assert_array_equal(rows["moving"][:per_scene], walk.moving)
     (tmp_path / "motion-00001.npz").unlink()
-    build_motion(model, params, source, tmp_path, scenes=2, shard_size=1, say=said.append)
+    build_motion(model.config, tmp_path, scenes=2, shard_size=1, say=said.append)
     assert len(said) == 3
     jax.tree.map(np.testing.assert_array_equal, load_examples(tmp_path, "motion"), rows)
     batches = motion_batches(tmp_path, batch_size=2, seed=0)
     np.testing.assert_array_equal(batches[5]["frames"], batches[5]["frames"])
-    untracked = Model(load_experiment(CONFIG))
-    with pytest.raises(InputError, match="set mapper.tracking"):
-        build_motion(untracked, params, source, tmp_path, scenes=1)
+    with pytest.raises(InputError, match="held-out"):
+        build_motion(model.config, tmp_path, scenes=9, first_seed=HELD_OUT - 1)
 
 
 def test_is_there_where_cameras_are_tracked_and_old_folders_are_told_how_to_do_without(model, tmp_path):
@@ -166,7 +188,7 @@ def test_the_threshold_decides(model, monkeypatch):
     )  # fmt: skip
     world = new_world(model, jax.random.key(0))
     half = (K, H // 2, W // 2)
-    cues = Cues(tracked.frames, jnp.zeros((*half, NUM_DIFFERENCES, 3)), jnp.zeros((*half, NUM_SCALARS)))
+    cues = Cues(jnp.zeros((*half, 3)), jnp.zeros((*half, NUM_DIFFERENCES, 3)), jnp.zeros((*half, NUM_SCALARS)))
     monkeypatch.setattr(map_stage, "motion_cues_of", lambda *_: cues)  # whatever it is shown
     for threshold, moves in ((0.4, True), (0.6, False)):
         motion = dataclasses.replace(model.config.motion, threshold=threshold)
@@ -180,6 +202,7 @@ def test_the_threshold_decides(model, monkeypatch):
     [
         ({"widths": (12,)}, "motion.widths .* multiples of 8"),
         ({"widths": ()}, "motion.widths"),
+        ({"seen": 0}, "motion.seen"),
         ({"threshold": 1.0}, "between 0 and 1"),
     ],
 )
