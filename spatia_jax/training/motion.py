@@ -221,7 +221,7 @@ def build_motion(
         path, end = directory / f"motion-{shard:05d}.npz", min(first + shard_size, scenes)
         if path.exists():
             continue
-        rows = []
+        rows: list[dict[str, np.ndarray]] = []
         for seed in range(first_seed + first, first_seed + end):
             walk, rng = make_walk(guide.model.config, seed), np.random.default_rng([seed, 17])
             if not rows or walk.moving.mean() >= _FEW or rng.random() < _STILL_SHARE:
