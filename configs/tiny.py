@@ -11,6 +11,7 @@ from spatia_jax.memory import RetrievalConfig
 from spatia_jax.models.autoencoder import AutoencoderConfig
 from spatia_jax.models.depth import DepthConfig
 from spatia_jax.models.inpainter import InpainterConfig
+from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.models.text_encoder import TextEncoderConfig
 from spatia_jax.models.transformer import TransformerConfig
 from spatia_jax.splat import SplatConfig
@@ -83,6 +84,7 @@ def experiment() -> Experiment:
         sampler=SamplerConfig(solver="unipc", steps=2, shift=3.0),
         control_fill="inpainter",
         inpainter=InpainterConfig(),
+        motion=MotionNetworkConfig(),
         guidance=1.0,
         procedural=ProceduralConfig(scenes=2000, frames=41, height=height, width=width),
         training=TrainingConfig(
@@ -104,12 +106,13 @@ def experiment() -> Experiment:
                 optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.02, ema_decay=0.998, warmup_steps=100),
             ),
             motion=FitConfig(
-                steps=6000,
-                batch_size=16,
+                steps=3000,
+                batch_size=8,
                 seed=6,
                 save_every=1000,
-                optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.02, ema_decay=0.998, warmup_steps=100),
+                optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.02, ema_decay=0.99, warmup_steps=100),
             ),
+            motion_scenes=560,
             stage1=FitConfig(
                 steps=250, batch_size=8, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.99)
             ),

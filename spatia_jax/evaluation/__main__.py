@@ -21,7 +21,6 @@ from spatia_jax.mapper.registration import KINECT, register
 from spatia_jax.mapper.stream import StreamConfig
 from spatia_jax.mapper.window import WindowConfig
 from spatia_jax.model import Model
-from spatia_jax.models.motion import MotionNetworkConfig
 from spatia_jax.weights.bundle import load_weights, weights_folder
 
 
@@ -128,7 +127,7 @@ class MappingLoopArgs:
         frames: "seen" (of the scene itself) or "generated" (painted by the model on its map).
         mappers: which to compare.
         estimated_depth: start from the depth network's depth of the photo instead of the true one.
-        motion_network: find what moves with the motion network, though the experiment does not ask for it.
+        motion_rule: find what moves by the rule that needs no weights, though the experiment has a motion network.
         weights: a folder; by default those that come with the package.
         seed: of the sampler.
         json: a file for all numbers.
@@ -143,7 +142,7 @@ class MappingLoopArgs:
     frames: Literal["seen", "generated"] = "seen"
     mappers: tuple[Literal["adjusted", "trusting", "exact"], ...] = ("adjusted", "trusting", "exact")
     estimated_depth: bool = False
-    motion_network: bool = False
+    motion_rule: bool = False
     weights: Path | None = None
     seed: int = 20917
     json: Path | None = None
@@ -152,8 +151,8 @@ class MappingLoopArgs:
 def run_mapping_loop(args: MappingLoopArgs) -> None:
     """Prints the tables, and writes the numbers of every scene to --json."""
     config = load_experiment(args.config)
-    if args.motion_network:
-        config = dataclasses.replace(config, motion=config.motion or MotionNetworkConfig())
+    if args.motion_rule:
+        config = dataclasses.replace(config, motion=None)
     params, tokenizer = load_weights(Model(config.tracked()), weights_folder(config.name, args.weights))
     result = mapping_loop.evaluate(
         config, params, tokenizer,
