@@ -5,7 +5,7 @@ DEMO_OUT ?= outputs/demo
 # A finished or interrupted demo is gone on with, so that a second run costs little and writes nothing over.
 DEMO_ARGS ?= configs/tiny.py --output $(DEMO_OUT) $(if $(wildcard $(DEMO_OUT)/job.json),--resume)
 # Programs compiled by one test run are read back by the next. Most are small and run once, so that XLA had better not
-# spend time on making them fast: without its optimisation the tests take about 40 % less of it.
+# spend time on making them fast: without its optimisation tests/models/test_transformer.py took 43 % less CPU time.
 TEST_ENV := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 PYTHONPATH=$(CURDIR)/.venv/aot \
 	XLA_FLAGS=--xla_backend_optimization_level=0

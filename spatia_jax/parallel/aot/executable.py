@@ -35,9 +35,9 @@ def save_executable(path: Path, compiled: jax.stages.Compiled, config: Experimen
     """
     try:
         payload, _, _ = serialize_executable.serialize(compiled)
-    # In turn: JAX kept nothing that could be saved; arrays that the program closes over became hidden arguments, which
-    # JAX does not save; the platform's compiler has no such function.
-    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+    # ValueError: JAX kept nothing that could be saved. RuntimeError: arrays that the program closes over became hidden
+    # arguments, which JAX does not save; or the platform's compiler cannot write its programs down.
+    except (ValueError, RuntimeError) as error:
         raise InputError(f"{path}: this program cannot be saved ({_first_line(error)})") from None
     devices = jax.tree.leaves(compiled.input_shardings)[0].device_set
     header = _made_for(compiled.args_info, config, axes, next(iter(devices)))
