@@ -24,7 +24,7 @@ from spatia_jax.models.lora import init_lora
 from spatia_jax.models.motion import MotionNetwork
 from spatia_jax.models.text_encoder import TextEncoder
 from spatia_jax.models.transformer import VideoTransformer
-from spatia_jax.parallel import split_frames
+from spatia_jax.parallel import axis_sizes, on_every_device, split_frames
 from spatia_jax.pyramid import fill_holes, shrink
 
 Params = Any
@@ -89,6 +89,17 @@ class Model:
         module = nnx.merge(graph, nnx.State(params))
         return getattr(module, method)(*args, **kwargs)
 
+    def _code(self, params: Params, method: str, *args):
+        """A method of the autoencoder.
+
+        Where devices share frames, each has all of every kernel: XLA's partitioner (jax 0.10.2) gets convolutions wrong
+        whose columns are cut along one axis of the mesh and whose output channels along another.
+        """
+        whole = params["autoencoder"]
+        if axis_sizes().get("context", 1) > 1:
+            whole = on_every_device(whole)
+        return self._call("autoencoder", whole, method, *args)
+
     def encode(self, params: Params, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f p q c"]:
         """Video in [-1, 1] to normalised latents, f = 1 + (t - 1) / time_factor.
 
@@ -96,20 +107,20 @@ class Model:
         `context`, its devices share every frame.
         """
         method = "encode_streaming" if self.config.autoencoder.streaming else "encode"
-        return self._call("autoencoder", params["autoencoder"], method, split_frames(video))
+        return self._code(params, method, split_frames(video))
 
     def decode(self, params: Params, latents: Float[Array, "b f p q c"]) -> Float[Array, "b t h w 3"]:
         """Normalised latents to video, clamped to [-1, 1]; streaming and on several devices like `encode`."""
         method = "decode_streaming" if self.config.autoencoder.streaming else "decode"
-        return jnp.clip(self._call("autoencoder", params["autoencoder"], method, split_frames(latents)), -1.0, 1.0)
+        return jnp.clip(self._code(params, method, split_frames(latents)), -1.0, 1.0)
 
     def encode_moments(self, params: Params, video: Float[Array, "b t h w 3"]) -> tuple[Array, Array]:
         """Mean and log variance of the latents, each [b, f, p, q, c]: for training the autoencoder."""
-        return self._call("autoencoder", params["autoencoder"], "encode_moments", video)
+        return self._code(params, "encode_moments", video)
 
     def reconstruct(self, params: Params, latents: Float[Array, "b f p q c"]) -> Float[Array, "b t h w 3"]:
         """Like `decode`, but in one call and unclamped, so that every pixel has a gradient: for training."""
-        return self._call("autoencoder", params["autoencoder"], "decode", latents)
+        return self._code(params, "decode", latents)
 
     def embed_text(self, params: Params, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         """Token ids to text context; rows after a text's end are zero."""
@@ -158,7 +169,7 @@ class Model:
 
     def decode_chunk(self, params: Params, latents: Float[Array, "b f p q c"], carry) -> tuple[Array, list[Array]]:
         """The next frames of one long video, clamped to [-1, 1], and the carry for those after (None at the start)."""
-        frames, carry = self._call("autoencoder", params["autoencoder"], "decode_chunk", latents, carry)
+        frames, carry = self._code(params, "decode_chunk", latents, carry)
         return jnp.clip(frames, -1.0, 1.0), carry
 
     def denoise(self, params: Params, latents, timesteps, context, **conditions) -> Float[Array, "b f p q c"]:

@@ -48,9 +48,13 @@ def on_every_device(tree: Any) -> Any:
 
 
 def split_frames(frames: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    """For use under jit: columns or else rows, whichever divide, over the axis `context` of the mesh in use, if any."""
-    size = dict(jax.sharding.get_abstract_mesh().shape).get("context", 1)
+    """For use under jit: columns or else rows, whichever divide, over the axis `context` of the mesh in use, if any.
+
+    Examples stay over the other axes.
+    """
+    size = axis_sizes().get("context", 1)
     axis = next((axis for axis in (3, 2) if frames.shape[axis] % size == 0), None)
     if size == 1 or axis is None:
         return frames
-    return jax.lax.with_sharding_constraint(frames, PartitionSpec(*[None] * axis, "context"))
+    rest = [None] * (axis - 1)
+    return jax.lax.with_sharding_constraint(frames, PartitionSpec(batch_axes(len(frames)), *rest, "context"))

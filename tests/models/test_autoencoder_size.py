@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from spatia_jax.config import Experiment, load_experiment
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model
 from spatia_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from spatia_jax.parallel import MeshConfig, make_mesh
+from spatia_jax.parallel import MeshConfig, make_mesh, param_shardings
 
 CONFIG = AutoencoderConfig(
     dim=8, dec_dim=8, z_dim=4, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(False, True), patch_size=2
@@ -122,24 +121,27 @@ def test_devices_share_every_frame():
     assert done.returncode == 0, done.stderr
 
 
-def check_shared(model: Model, columns: int) -> None:
+def check_shared(model: Model, columns: int, mesh: MeshConfig) -> None:
     """Encode and decode of frames of so many latent columns by 4 devices and by one."""
     params = {"autoencoder": nnx.to_pure_dict(params_of(SMALL))}
     factor = SMALL.space_factor
     inputs = {"encode": normal(0, 1, 5, 4 * factor, columns * factor, 3), "decode": normal(1, 1, 3, 4, columns, 4)}
     for method, given in inputs.items():
         alone = jax.jit(getattr(model, method)).lower(params, given).compile()
-        with jax.set_mesh(make_mesh(MeshConfig(context=4))):
-            shared = jax.jit(getattr(model, method)).lower(params, given).compile()
+        with jax.set_mesh(make_mesh(mesh)):
+            lying = jax.device_put(params, param_shardings(params, make_mesh(mesh)))
+            shared = jax.jit(getattr(model, method)).lower(lying, given).compile()
         value = shared(*jax.device_put((params, given), shared.input_shardings[0]))
         assert len(value.sharding.device_set) == 4
         np.testing.assert_allclose(value, alone(params, given), atol=TOLERANCE)
         assert "collective-permute" in shared.as_text()  # neighbours exchange borders
         if method == "decode":
-            axis = 3 if columns % 4 == 0 else 2
-            assert value.sharding.spec == PartitionSpec(*[None] * axis, "context")
+            axis = 3 if columns % mesh.context == 0 else 2
+            assert value.sharding.spec[axis] == "context"
 
 
 if __name__ == "__main__":
-    check_shared(Model(experiment()), 6)  # 4 devices do not divide 6 columns, but 4 rows
-    check_shared(Model(experiment(streaming=True, tile=(1, 32))), 32)
+    check_shared(Model(experiment()), 6, MeshConfig(context=4))  # 4 devices do not divide 6 columns, but 4 rows
+    check_shared(Model(experiment(streaming=True, tile=(1, 32))), 32, MeshConfig(context=4))
+    check_shared(Model(experiment()), 8, MeshConfig(fsdp=2, context=2))  # kernels are cut too
+    check_shared(Model(experiment(streaming=True)), 8, MeshConfig(fsdp=2, context=2))
