@@ -32,9 +32,12 @@ def rotary_table(num_references: int, num_frames: int, rows: int, columns: int, 
 
 
 def rotate(x: Float[Array, "b *l heads d"], table: Float[Array, "2 *l half"]) -> Float[Array, "b *l heads d"]:
-    """Turn each adjacent channel pair (2i, 2i + 1) of every token by its angle; float32 inside, dtype kept."""
-    cos, sin = table[..., None, :]
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    """Turn each adjacent channel pair (2i, 2i + 1) of every token by its angle; float32 inside, dtype kept.
+
+    The partner of each channel comes by a product with 0, 1 and -1, which is exact. Taken apart, the pairs would lie
+    across a TPU's lanes: XLA then lays out q and k anew several times (2 % of a training step, docs/aot.md).
+    """
+    cos, sin = jnp.repeat(table, 2, axis=-1)[..., None, :]
+    swap = np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]])  # (even, odd) -> (-odd, even)
+    partner = jnp.matmul(x, jnp.asarray(swap, x.dtype), precision="highest", preferred_element_type=jnp.float32)
+    return (x.astype(jnp.float32) * cos + partner * sin).astype(x.dtype)
