@@ -6,19 +6,34 @@ on. `step-continuing` is what `python -m spatia_jax.parallel.aot CONFIG --progra
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from spatia_jax.errors import InputError
 from spatia_jax.model import Model, Params
 from spatia_jax.parallel import replicated
 from spatia_jax.parallel.aot.executable import load_executable, save_executable
+
+
+@contextlib.contextmanager
+def _really_compiling() -> Iterator[None]:
+    """Without JAX's own cache: on CPU, a program that comes from there lacks parts when it is saved (jax 0.10.2)."""
+    used = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", used)
+        compilation_cache.reset_cache()
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,8 @@ class Executables:
                 return loaded
             except InputError as error:
                 self.say(f"note: {error}; compiled again")
-        compiled = piece.lower(self.model, *arguments, **static).compile()
+        with _really_compiling():
+            compiled = piece.lower(self.model, *arguments, **static).compile()
         try:
             save_executable(path, compiled, config, {} if self.mesh is None else self.mesh.shape)
             self.say(f"executable {path.name}: compiled and kept")
