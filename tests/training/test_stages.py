@@ -13,14 +13,17 @@ from spatia_jax.errors import InputError
 from spatia_jax.model import Model
 from spatia_jax.models.lora import LoraConfig
 from spatia_jax.text import Tokenizer, train_tokenizer
+from spatia_jax.training.command import parse_args
 from spatia_jax.training.examples import as_sequence, clip_batches, cut_clip, make_encoder, start_of
 from spatia_jax.training.generator import GeneratorObjective
 from spatia_jax.training.options import FitConfig, OptimizerConfig
 from spatia_jax.training.paper_stages import check_stage, train_stage
+from spatia_jax.weights.bundle import load_network
 from spatia_jax.weights.convert import export
 from spatia_jax.weights.store import save_params
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "micro.py"
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = REPOSITORY / "tests" / "configs" / "micro.py"
 FIT = FitConfig(
     steps=3, batch_size=2, log_every=1, save_every=3, optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1)
 )
@@ -101,13 +104,30 @@ def test_stage_2_trains_a_lora_alone_which_is_exported(model, source, weights, t
 def test_stage_1_trains_the_control_branch_alone(model, source, weights, tokenizer, tmp_path):
     found = train_stage(model, "stage1", source, tokenizer, tmp_path, weights, lambda: source)
     assert set(found) == {"transformer"}  # whole
-    from spatia_jax.weights.bundle import load_network
-
     before = load_network(model, weights, "transformer")
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), before, found["transformer"])
     control = same.pop("control")
     assert all(jax.tree.leaves(same))
     assert not any(jax.tree.leaves(control["blocks"]["after_proj"]))
+
+
+@pytest.mark.slow
+def test_stage_2_trains_the_whole_transformer_without_a_lora(model, source, weights, tokenizer, tmp_path):
+    """Full fine-tuning, by the line in configs/spatia_5b_stage2.py."""
+    given = [str(REPOSITORY / "configs" / "spatia_5b_stage2.py"), "--part", "stage2", "--training.stage2.train-only",
+             "transformer", "lora:none"]  # fmt: skip
+    settings = parse_args(given).experiment
+    assert (settings.lora, settings.training.stage2.train_only) == (None, ("transformer",))
+
+    stage2 = dataclasses.replace(FIT, train_only=settings.training.stage2.train_only)
+    whole = with_training(
+        Model(dataclasses.replace(model.config, lora=settings.lora)), stage2=stage2, opening_share=0.0
+    )
+    found = train_stage(whole, "stage2", source, tokenizer, tmp_path, weights, lambda: source)
+    assert set(found) == {"transformer"}
+    before = load_network(model, weights, "transformer")
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), before, found["transformer"])
+    assert not any(jax.tree.leaves((same["blocks"]["self_attn"], same["control"]["blocks"]["after_proj"])))
 
 
 def test_without_weights_nothing_can_be_frozen(model, weights, tmp_path):
@@ -124,7 +144,6 @@ def test_without_weights_nothing_can_be_frozen(model, weights, tmp_path):
 def test_latents_made_in_the_step_are_those_that_are_kept_on_disk(kind, model, source, weights):
     """For the same draw of what the map knows; the cache rounds to float16."""
     from spatia_jax.training.generator import _CONDITIONING
-    from spatia_jax.weights.bundle import load_network
 
     params = {"autoencoder": load_network(model, weights, "autoencoder")}
     sequences = [as_sequence(record) for record in source[:2]]
@@ -143,8 +162,6 @@ def test_latents_made_in_the_step_are_those_that_are_kept_on_disk(kind, model, s
 
 @pytest.mark.slow
 def test_every_epoch_knows_another_part_of_the_map(model, source, weights, tokenizer):
-    from spatia_jax.weights.bundle import load_network
-
     params = {"autoencoder": load_network(model, weights, "autoencoder")}
     batch = clip_batches(model, source, tokenizer, batch_size=2, seed=0, opening_share=0.0)[0]["clip"]
     encode = jax.jit(GeneratorObjective(model).encode)
