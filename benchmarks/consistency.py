@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
     experiment, folder = small_experiment(), Path(tempfile.mkdtemp())
     model, source = Model(experiment), records(50_000, args.scenes)
@@ -88,8 +89,8 @@ def main() -> None:
     )  # fmt: skip
     start = jax.jit(variant(experiment, 0, 0).init)(jax.random.key(1, impl="rbg"))
     print("before", score(start | {"autoencoder": autoencoder}), flush=True)
-    for name, weights in VARIANTS.items():
-        objective = variant(experiment, *weights)
+    for name in args.variants:
+        objective = variant(experiment, *VARIANTS[name])
         state = fit(objective, config, train, folder / name, start=start, frozen={"autoencoder": autoencoder})
         print(name, score(state.evaluated), flush=True)
 

@@ -1,7 +1,7 @@
 """A straight line to fit, with noise: everything of a training run but a network. Also a program, to be killed.
 
     python tests/training/line.py DIRECTORY STEPS [--devices N] [--mesh AXIS=N ...] [--die-at STEP] [--die-saving STEP]
-        [--die-reading STEP] [--slow SECONDS]
+        [--die-reading STEP] [--stop-reading STEP] [--slow SECONDS]
 
 writes DIRECTORY/state.npz at the end.
 """
@@ -41,10 +41,10 @@ class Line:
 
 
 class Points:
-    """Row i is a function of i; rows of one step share its number."""
+    """Row i is a function of i; rows of one step share its number. Reading one may kill the process, or stop it."""
 
-    def __init__(self, width=4, die_at=None):
-        self.width, self.die_at = width, die_at
+    def __init__(self, width=4, die_at=None, stop_at=None):
+        self.width, self.die_at, self.stop_at = width, die_at, stop_at
 
     def __len__(self):
         return 10_000
@@ -52,12 +52,14 @@ class Points:
     def __getitem__(self, index):
         if self.die_at is not None and index // SIZE >= self.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.stop_at is not None and index // SIZE == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         x = np.random.default_rng(index).normal(size=self.width).astype(np.float32)
         return {"x": x, "step": np.int32(index // SIZE)}
 
 
-def batches(width=4, die_at=None):
-    return Batches((grain.MapDataset.source(Points(width, die_at)),), SIZE)
+def batches(width=4, die_at=None, stop_at=None):
+    return Batches((grain.MapDataset.source(Points(width, die_at, stop_at)),), SIZE)
 
 
 def config(steps=12, **changes):
@@ -81,6 +83,7 @@ def main(argv):
     parser.add_argument("--die-at", type=int)
     parser.add_argument("--die-saving", type=int)
     parser.add_argument("--die-reading", type=int)
+    parser.add_argument("--stop-reading", type=int)
     parser.add_argument("--slow", type=float, default=0.0)
     args = parser.parse_args(argv)
     from spatia_jax.parallel import MeshConfig, distributed
@@ -100,7 +103,8 @@ def main(argv):
 
     if args.die_saving:
         die_when_saved(args.die_saving)
-    state = fit(Line(), config(args.steps), batches(die_at=args.die_reading), args.directory, mesh=mesh, say=say)
+    data = batches(die_at=args.die_reading, stop_at=args.stop_reading)
+    state = fit(Line(), config(args.steps), data, args.directory, mesh=mesh, say=say)
     if jax.process_index() == 0:
         np.savez(args.directory / "state.npz", **leaves(state))
 

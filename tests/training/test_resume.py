@@ -1,6 +1,7 @@
 """A run that is killed, wherever, and started again has the numbers of one that was not: in processes of their own."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -118,4 +119,18 @@ def test_a_host_that_dies_ends_all_and_the_next_start_resumes(whole, tmp_path):
     codes, outputs = together(2, tmp_path, devices=1)
     assert codes == [0, 0], outputs
     assert "resuming from step 4" in outputs[0]
+    assert largest_difference(whole, numbers(tmp_path)) < 2e-6
+
+
+@pytest.mark.slow
+def test_a_host_that_is_told_to_stop_stops_all_at_one_step_which_is_saved(whole, tmp_path):
+    codes, outputs = together(
+        2, tmp_path, devices=1, arguments=lambda index: ("--stop-reading", 5) if index else ("--slow", 0.5)
+    )
+    assert codes == [128 + signal.SIGTERM] * 2, outputs
+    saved = int(re.search(r"SIGTERM: saved step (\d+) in", outputs[0])[1])
+    assert saved < 12
+    codes, outputs = together(2, tmp_path, devices=1)
+    assert codes == [0, 0], outputs
+    assert f"resuming from step {saved}" in outputs[0]
     assert largest_difference(whole, numbers(tmp_path)) < 2e-6
