@@ -27,8 +27,11 @@ def test_flops_are_those_of_the_compiled_program(control_layers):
     config = dataclasses.replace(CONFIG, control_layers=control_layers)
     call, params = forward(config)
     counted = call.lower(params, **inputs(config, LATENTS, TEXT)).compile().cost_analysis()["flops"]
-    # Norms, softmax and activations are in XLA's count and not in ours.
-    assert 1 <= counted / flops(config, LATENTS, TEXT) < 1.02
+    # Norms, softmax and activations are in XLA's count and not in ours; nor is how rotary partners of queries and keys
+    # come, which is 0.4 % at the released width.
+    tokens = (1 + len(control_layers)) * LATENTS[0] * LATENTS[1] * LATENTS[2] // 4
+    partners = 2 * tokens * 2 * config.dim * config.head_dim
+    assert 1 <= (counted - partners) / flops(config, LATENTS, TEXT) < 1.02
 
 
 def test_flops_of_a_block_add_up():

@@ -54,10 +54,13 @@ def test_transformer(model, control):
     latents, times = shape(1, references + frames, rows, columns, 4), shape(1, references + frames)
     given = shape(1, frames, rows, columns, 8) if control else None
     found = counted(run, model.abstract_params(), latents, times, shape(1, length, 8), given)
-    formula = transformer_flops(
-        model.config.transformer, ClipShape(references, frames, rows, columns, length, control=control)
-    )
-    assert formula.forward == pytest.approx(found, rel=0.03)
+    config = model.config.transformer
+    formula = transformer_flops(config, ClipShape(references, frames, rows, columns, length, control=control))
+    # Not what the method needs, and 0.4 % at the released width, but seen at this one: how rotary partners come, for
+    # queries and keys.
+    tokens = (references + frames + control * frames) * rows * columns // 4
+    partners = 2 * tokens * 2 * config.dim * config.head_dim
+    assert formula.forward + partners == pytest.approx(found, rel=0.03)
 
 
 @pytest.mark.slow
